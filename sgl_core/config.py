@@ -1,0 +1,120 @@
+"""Configuration: the engine's options, and the one place where the environment is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sgl_core.errors import InvalidArgumentError, check_options
+
+__all__ = ["DEVICES", "DTYPES", "POLICIES", "EngineConfig", "Environment"]
+
+POLICIES = ("lpm", "fcfs")
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
+
+
+def _positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidArgumentError(name, value, "a positive int, or None for the default")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Options of one engine; the arguments of ``Engine(...)``.
+
+    Args:
+        model: None for the embedded default, a folder, a ``.gguf`` file, or a Hugging Face name.
+        device: "cpu", "cuda" or "cuda:N"; None is cuda if there is one.
+        dtype: "float32", "bfloat16" or "float16"; None is bfloat16 where the processor is fast at it, else float32.
+        cache_tokens: slots in the KV pool, one token each; None sizes it from memory.
+        prefix_cache: False shares nothing (for comparisons).
+        policy: order of admission, one of POLICIES.
+        max_running: requests in one batch.
+        prefill_chunk_tokens: prompt tokens per step at most; None is the default of the device.
+        max_queued: waiting requests at most; None is no limit.
+        deterministic: results independent of batch and cache; not available yet.
+        threads: CPU threads of torch; None leaves torch's choice.
+        seed: start of the seeds drawn for requests without one; None is OS entropy.
+        default_max_new_tokens: budget of a request that names none.
+    """
+
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    cache_tokens: int | None = None
+    prefix_cache: bool = True
+    policy: str = "lpm"
+    max_running: int = 64
+    prefill_chunk_tokens: int | None = None
+    max_queued: int | None = None
+    deterministic: bool = False
+    threads: int | None = None
+    seed: int | None = None
+    default_max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            InvalidArgumentError: for the first field that is out of range.
+        """
+        if isinstance(self.model, os.PathLike):
+            object.__setattr__(self, "model", os.fspath(self.model))
+        if self.model is not None and (not isinstance(self.model, str) or not self.model):
+            raise InvalidArgumentError("model", self.model, "None, a folder, a .gguf file or a Hugging Face name")
+        if self.device is not None and (not isinstance(self.device, str) or self.device.split(":")[0] not in DEVICES):
+            raise InvalidArgumentError("device", self.device, 'None, "cpu", "cuda" or "cuda:N"')
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise InvalidArgumentError("dtype", self.dtype, f"None or one of {', '.join(DTYPES)}")
+        if self.policy not in POLICIES:
+            raise InvalidArgumentError("policy", self.policy, f"one of {', '.join(POLICIES)}")
+        for name in ("cache_tokens", "prefill_chunk_tokens", "max_queued", "threads"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        for name in ("max_running", "default_max_new_tokens"):
+            _positive(name, getattr(self, name))
+        for name in ("prefix_cache", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidArgumentError(name, getattr(self, name), "True or False")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
+            raise InvalidArgumentError("seed", self.seed, "None or an int >= 0")
+
+    @classmethod
+    def from_options(cls, **options: Any) -> EngineConfig:
+        """Build from keywords, refusing unknown ones with the nearest known name."""
+        check_options("Engine option", options, (f.name for f in fields(cls)))
+        return cls(**options)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What we read from the process environment.
+
+    Args:
+        cache_dir: where converted weights are kept (``SGL_CACHE_DIR``).
+        default_model: replaces the embedded default (``SGL_MODEL``).
+        disabled_adapters: names from ``SGL_DISABLED_ADAPTERS``, separated by commas.
+    """
+
+    cache_dir: Path
+    default_model: str | None
+    disabled_adapters: frozenset[str]
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Environment:
+        """Read the variables above.
+
+        Raises:
+            InvalidArgumentError: ``SGL_CACHE_DIR`` is not an absolute path.
+        """
+        base = environ.get("SGL_CACHE_DIR")
+        if base is None:
+            base = os.path.join(environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sgl-core")
+        elif not os.path.isabs(base):
+            raise InvalidArgumentError("SGL_CACHE_DIR", base, "an absolute path")
+        disabled = frozenset(n.strip() for n in environ.get("SGL_DISABLED_ADAPTERS", "").split(",") if n.strip())
+        return cls(Path(base), environ.get("SGL_MODEL") or None, disabled)

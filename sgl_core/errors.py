@@ -1,0 +1,215 @@
+"""The error tree: every exception that this project raises on purpose.
+
+Each class also subclasses the builtin that a caller would expect, so ``except ValueError`` works without importing us::
+
+    SglError
+    ├── InvalidArgumentError (ValueError)      an argument: what was given, what was expected, the cure
+    │   ├── UnknownOptionError (TypeError)     a keyword nobody knows, with the nearest known one
+    │   └── ContextLengthError                 prompt and budget do not fit the context or the KV pool
+    ├── ModelError (RuntimeError)
+    │   ├── ModelNotFoundError (LookupError)   no such folder, file or name; says how to fetch it
+    │   ├── ModelFormatError (ValueError)      the files are there and cannot be used
+    │   └── UnsupportedModelError (ValueError) the architecture fails the start-up probe
+    ├── TemplateError (ValueError)             the chat template is absent or refuses the conversation
+    ├── MissingExtraError (ImportError)        an optional dependency, with its install line
+    ├── NotYetAvailableError (NotImplementedError)
+    ├── EngineError (RuntimeError)
+    │   ├── EngineShutdown                     the engine was closed
+    │   └── EngineStepError                    a forward pass failed; the cause is chained
+    ├── RequestError (RuntimeError)
+    │   ├── QueueFull                          more waiting requests than ``max_queued``
+    │   ├── RequestAborted                     somebody aborted it while a program was waiting
+    │   ├── DeadlineExceeded (TimeoutError)
+    │   └── NumericsError (ArithmeticError)    NaN logits in this request's row
+    └── ProgramError (RuntimeError)
+        ├── VariableNotFoundError (KeyError)
+        └── StreamClosedError                  writing to a joined fork, or to a stream that failed
+
+Messages follow one shape: the argument, what was given, what was expected, the cure. They never hold prompt text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ContextLengthError",
+    "DeadlineExceeded",
+    "EngineError",
+    "EngineShutdown",
+    "EngineStepError",
+    "InvalidArgumentError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "NotYetAvailableError",
+    "NumericsError",
+    "ProgramError",
+    "QueueFull",
+    "RequestAborted",
+    "RequestError",
+    "SglError",
+    "StreamClosedError",
+    "TemplateError",
+    "UnknownOptionError",
+    "UnsupportedModelError",
+    "VariableNotFoundError",
+    "check_options",
+]
+
+
+class SglError(Exception):
+    """Root of the tree."""
+
+
+class InvalidArgumentError(SglError, ValueError):
+    """An argument has a value that cannot be used.
+
+    Args:
+        argument: the name as the caller typed it.
+        given: the value; shown by ``repr`` and cut to a readable length. Never pass prompt text.
+        expected: what would have been accepted.
+        cure: what to do, one sentence; optional.
+    """
+
+    def __init__(self, argument: str, given: object, expected: str, cure: str = "") -> None:
+        """Build the message from its four parts."""
+        self.argument = argument
+        self.given = given
+        self.expected = expected
+        self.cure = cure
+        shown = repr(given)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        message = f"{argument}: got {shown}, expected {expected}."
+        super().__init__(f"{message} {cure}" if cure else message)
+
+
+class UnknownOptionError(InvalidArgumentError, TypeError):
+    """A keyword that the callee does not know; ``cure`` names the nearest known one."""
+
+    def __init__(self, where: str, option: str, known: Iterable[str]) -> None:
+        """Name the option, the place and the nearest known option."""
+        names = sorted(known)
+        near = difflib.get_close_matches(option, names, n=1)
+        cure = f"Did you mean {near[0]!r}?" if near else ""
+        super().__init__(where, option, f"one of {', '.join(names)}", cure)
+
+
+class ContextLengthError(InvalidArgumentError):
+    """Prompt and explicit budget do not fit.
+
+    Args:
+        prompt_tokens: tokens in the prompt.
+        max_new_tokens: the explicit budget, or None when the prompt alone is too long.
+        limit_tokens: what fits.
+        limit: what the limit is, in words ("the model's context", "the KV pool").
+    """
+
+    def __init__(self, prompt_tokens: int, max_new_tokens: int | None, limit_tokens: int, limit: str) -> None:
+        """Say the numbers and the two cures."""
+        self.prompt_tokens = prompt_tokens
+        self.max_new_tokens = max_new_tokens
+        self.limit_tokens = limit_tokens
+        budget = "" if max_new_tokens is None else f" + max_new_tokens={max_new_tokens}"
+        super().__init__(
+            "prompt",
+            f"{prompt_tokens} tokens{budget}",
+            f"at most {limit_tokens} tokens in total ({limit})",
+            "Shorten the prompt or lower max_new_tokens; nothing is truncated in silence.",
+        )
+
+
+class ModelError(SglError, RuntimeError):
+    """A model cannot be found, read or used."""
+
+
+class ModelNotFoundError(ModelError, LookupError):
+    """No such folder, file or cached name."""
+
+
+class ModelFormatError(ModelError, ValueError):
+    """The model's files are there, but damaged, unsafe or of an unknown kind."""
+
+
+class UnsupportedModelError(ModelError, ValueError):
+    """The architecture does not run on our attention; found by the start-up probe."""
+
+
+class TemplateError(SglError, ValueError):
+    """The tokenizer has no chat template, or its template refuses this conversation."""
+
+
+class MissingExtraError(SglError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str, missing: str) -> None:
+        """Name the missing module and the install line."""
+        self.extra = extra
+        super().__init__(f"{missing} is not installed; run: pip install 'sgl-core[{extra}]'")
+
+
+class NotYetAvailableError(SglError, NotImplementedError):
+    """A documented feature that this version does not have; the message says what to use meanwhile."""
+
+
+class EngineError(SglError, RuntimeError):
+    """The engine as a whole."""
+
+
+class EngineShutdown(EngineError):
+    """The engine was closed before the request finished, or is closed already."""
+
+
+class EngineStepError(EngineError):
+    """A forward pass failed; requests in that batch end with this error, others go on. ``__cause__`` has the reason."""
+
+
+class RequestError(SglError, RuntimeError):
+    """One request."""
+
+
+class QueueFull(RequestError):
+    """The waiting queue is at ``max_queued``."""
+
+
+class RequestAborted(RequestError):
+    """The request was aborted while somebody still needed its value."""
+
+
+class DeadlineExceeded(RequestError, TimeoutError):
+    """The request's ``timeout_s`` passed; its slots are free again."""
+
+
+class NumericsError(RequestError, ArithmeticError):
+    """This request's logits hold NaN or allow no token; its batch mates are untouched."""
+
+
+class ProgramError(SglError, RuntimeError):
+    """A language program is used in a way that has no meaning."""
+
+
+class VariableNotFoundError(ProgramError, KeyError):
+    """A variable that no node of this stream defines."""
+
+    def __str__(self) -> str:
+        """Plain text (KeyError would show the repr)."""
+        return str(self.args[0])
+
+
+class StreamClosedError(ProgramError):
+    """A node was added to a stream that has been joined or has failed."""
+
+
+def check_options(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse unknown option names.
+
+    Raises:
+        UnknownOptionError: for the first name of ``given`` that is not in ``known``.
+    """
+    names = set(known)
+    for option in given:
+        if option not in names:
+            raise UnknownOptionError(where, option, names)

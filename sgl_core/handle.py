@@ -1,0 +1,178 @@
+"""The handle that our own backends give out: one producer, any number of waiters of any kind.
+
+The producer (an engine thread, a fake) calls ``push``, then ``finish`` or ``fail`` once; both are safe from any thread
+and late calls are ignored, so an abort and a completion may race. Callbacks run outside the lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+from sgl_core.types import GenDelta
+
+__all__ = ["RequestHandle"]
+
+ResultT = TypeVar("ResultT")
+_log = logging.getLogger(__name__)
+
+
+class RequestHandle(Generic[ResultT]):
+    """Implements ``sgl_core.backend.Handle``.
+
+    Args:
+        on_abort: called with this handle's id when somebody aborts it before it is done; must be short.
+    """
+
+    def __init__(self, on_abort: Callable[[str], None] | None = None) -> None:
+        """Give it a fresh, unguessable id."""
+        self._id = secrets.token_hex(16)
+        self._on_abort = on_abort
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._value: ResultT | None = None
+        self._error: BaseException | None = None
+        self._deltas: list[GenDelta] = []
+        self._done_callbacks: list[Callable[[], None]] = []
+        self._listeners: list[_Listener] = []
+
+    # ---- for waiters -------------------------------------------------------------------------------------------------
+    @property
+    def id(self) -> str:
+        """Unique and unguessable."""
+        return self._id
+
+    def done(self) -> bool:
+        """Whether a result or an error is there."""
+        return self._ended.is_set()
+
+    def error(self) -> BaseException | None:
+        """The error it ended with, if it did."""
+        return self._error
+
+    def result(self, timeout: float | None = None) -> ResultT:
+        """Wait for the result; see ``Handle.result``."""
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"request {self._id[:8]} is not done after {timeout} s; it goes on")
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+    def abort(self) -> None:
+        """Ask the producer to end it soon."""
+        if not self.done() and self._on_abort is not None:
+            self._on_abort(self._id)
+
+    def add_done_callback(self, fn: Callable[[], None]) -> None:
+        """Call ``fn`` once when done, at once if it is."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._done_callbacks.append(fn)
+                return
+        fn()
+
+    def add_delta_callback(self, fn: Callable[[GenDelta], None]) -> None:
+        """Call ``fn`` with every delta from the first on."""
+        listener = _Listener(fn)
+        with self._lock:
+            listener.pending.extend(self._deltas)
+            self._listeners.append(listener)
+        listener.drain()
+
+    def __await__(self) -> Generator[Any, None, ResultT]:
+        """Await the result; a cancelled waiter leaves the request alone (call ``abort`` to end it)."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self.add_done_callback(lambda: _wake(loop, waiter))
+        yield from waiter.__await__()
+        return self.result(0)
+
+    def __iter__(self) -> Iterator[GenDelta]:
+        """Iterate over deltas until done."""
+        deltas: queue.SimpleQueue[GenDelta | None] = queue.SimpleQueue()
+        self.add_delta_callback(deltas.put)
+        self.add_done_callback(lambda: deltas.put(None))
+        while (delta := deltas.get()) is not None:
+            yield delta
+        self.result(0)
+
+    async def __aiter__(self) -> AsyncIterator[GenDelta]:
+        """Iterate over deltas until done, without blocking the loop."""
+        loop = asyncio.get_running_loop()
+        deltas: asyncio.Queue[GenDelta | None] = asyncio.Queue()
+
+        def put(delta: GenDelta | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+                loop.call_soon_threadsafe(deltas.put_nowait, delta)
+
+        self.add_delta_callback(put)
+        self.add_done_callback(lambda: put(None))
+        while (delta := await deltas.get()) is not None:
+            yield delta
+        self.result(0)
+
+    # ---- for the producer --------------------------------------------------------------------------------------------
+    def push(self, delta: GenDelta) -> None:
+        """Publish a delta; ignored once the handle is done."""
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._deltas.append(delta)
+            listeners = tuple(self._listeners)
+            for listener in listeners:
+                listener.pending.append(delta)
+        for listener in listeners:
+            listener.drain()
+
+    def finish(self, value: ResultT) -> None:
+        """End with a result."""
+        self._end(value, None)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, which every waiter gets."""
+        self._end(None, error)
+
+    def _end(self, value: ResultT | None, error: BaseException | None) -> None:
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._value, self._error = value, error
+            self._ended.set()
+            callbacks, self._done_callbacks = self._done_callbacks, []
+        for fn in callbacks:
+            try:
+                fn()
+            except Exception:
+                _log.exception("a done callback of request %s failed", self._id[:8])
+
+
+class _Listener:
+    """Delivers deltas to one callback, in order, whoever calls ``drain``."""
+
+    def __init__(self, fn: Callable[[GenDelta], None]) -> None:
+        self.fn = fn
+        self.pending: list[GenDelta] = []
+        self._delivered = 0
+        self._busy = threading.RLock()
+
+    def drain(self) -> None:
+        with self._busy:
+            while self._delivered < len(self.pending):
+                delta = self.pending[self._delivered]
+                self._delivered += 1
+                self.fn(delta)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    def set_result() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+        loop.call_soon_threadsafe(set_result)
