@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
 from sgl_kernels import (
     DecodeBucket,
     ExtendRow,

@@ -1,0 +1,132 @@
+"""One request inside the runtime: its ids, its slots and where it is on its way. Written by the scheduler alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from sgl_core.runtime.radix_cache import TreeNode
+from sgl_core.types import SamplingParams
+
+__all__ = ["Kind", "Request", "ScoreGroup", "State", "TextSink"]
+
+
+class Kind(Enum):
+    """What a request is for."""
+
+    GENERATE = "generate"
+    SCORE = "score"
+    """One continuation: log-probabilities of ``ids[score_from:]``; generates nothing."""
+    PREFETCH = "prefetch"
+    """Brings the prefix into the tree; generates nothing."""
+
+
+class State(Enum):
+    """The state machine: WAITING -> RUNNING -> FINISHED, or WAITING -> FINISHED."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class ScoreGroup:
+    """The continuations of one ScoreRequest; their shared prompt is accounted once, for the first that is admitted."""
+
+    cached_len: int | None = None
+
+
+class TextSink(Protocol):
+    """Turns a request's tokens into text and looks for its stop strings."""
+
+    def push(self, token_id: int) -> str:
+        """Take one token; return text that may be shown now."""
+
+    @property
+    def matched_stop(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Everything the scheduler knows of one request.
+
+    Args:
+        id: unique.
+        ids: prompt, then generated tokens.
+        kind: what it is for.
+        params: sampling parameters; the seed is resolved.
+        max_new_tokens: the resolved budget; 0 for SCORE and PREFETCH.
+        stop_ids: tokens that end it.
+        sink: its text; None for SCORE and PREFETCH.
+        score_from: SCORE: index of the first scored token, at least 1. ``group``: SCORE: shared by all continuations.
+        namespace: part of the tree's key. ``use_tree``: False shares nothing.
+        priority: see GenRequest.
+        deadline: on the scheduler's clock, seconds; None is never.
+        arrival: order of submission, unique.
+    """
+
+    id: str
+    ids: list[int]
+    kind: Kind
+    params: SamplingParams
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    sink: TextSink | None
+    submitted_at: float
+    score_from: int = 0
+    group: ScoreGroup | None = None
+    namespace: str | None = None
+    use_tree: bool = True
+    priority: int = 0
+    deadline: float | None = None
+    arrival: int = -1
+    prompt_len: int = field(init=False)
+    state: State = State.WAITING
+    row: int = -1
+    """Row of the runner's slot table while RUNNING."""
+    slots: list[int] = field(default_factory=list)
+    """KV slots of the leading tokens: ``slots[:tree_len]`` are the tree's, the rest its own."""
+    tree_len: int = 0
+    node: TreeNode | None = None
+    """The locked end of the tree-owned prefix while RUNNING."""
+    computed_len: int = 0
+    """Leading tokens whose KV is computed."""
+    cached_len: int = 0
+    """``computed_len`` at first admission."""
+    overtaken: int = 0
+    """Admissions of requests that arrived later, since this one waits."""
+    logprobs: list[float] = field(default_factory=list)
+    """SCORE: natural-log probabilities gathered so far."""
+    admitted_at: float = 0.0
+    first_token_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Fix the prompt's length."""
+        self.prompt_len = len(self.ids)
+
+    @property
+    def target_len(self) -> int:
+        """Tokens to run before the next token can be sampled, or before the request is complete."""
+        return len(self.ids) - 1 if self.kind is Kind.SCORE else len(self.ids)
+
+    @property
+    def match_limit(self) -> int:
+        """Prefix tokens that may come from the cache: the logits behind them must still be computed here."""
+        return (self.score_from if self.kind is Kind.SCORE else len(self.ids)) - 1
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.ids) - self.prompt_len
+
+    @property
+    def remaining_slots(self) -> int:
+        """Slots it may still ask for, beyond those it has: its unrun prompt and its budget, less the last token's."""
+        return max(0, self.prompt_len + self.max_new_tokens - (1 if self.max_new_tokens else 0) - len(self.slots))
+
+    def output_ids(self) -> Sequence[int]:
+        """Tokens sampled so far."""
+        return self.ids[self.prompt_len :]
