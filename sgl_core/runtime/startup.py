@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class ModelFacts:
     """What the engine must know of its model to check requests.
 
     Args:
-        name: for people. ``fingerprint``: of its files.
+        name: for people. ``fingerprint``: of its files. ``folder``: where its safetensors are.
         architecture: transformers' model type.
         vocab_size: rows of the embedding: valid ids are below it.
         context_tokens: prompt and output together.
@@ -46,6 +47,7 @@ class ModelFacts:
 
     name: str
     fingerprint: str
+    folder: Path
     architecture: str
     vocab_size: int
     context_tokens: int
@@ -102,6 +104,7 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> tuple[Machine, ModelF
     facts = ModelFacts(
         name=loaded.name,
         fingerprint=loaded.fingerprint,
+        folder=loaded.folder,
         architecture=str(model.config.model_type),
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         context_tokens=loaded.context_tokens,

@@ -245,9 +245,13 @@ def test_a_deadline_ends_a_request_with_its_own_error(engine: Engine) -> None:
 def test_a_full_queue_refuses_at_once_and_loses_nothing(tiny_llama: Path) -> None:
     with Engine(str(tiny_llama), dtype="float32", cache_tokens=512, max_running=1, max_queued=3) as engine:
         accepted = []
-        with pytest.raises(QueueFull, match="max_queued=3"):
+
+        def overload() -> None:
             for i in range(50):
                 accepted.append(engine.submit(f"{i}", SamplingParams(max_new_tokens=64, ignore_eos=True)))
+
+        with pytest.raises(QueueFull, match="max_queued=3"):
+            overload()
         assert 3 <= len(accepted) < 50
         assert all(len(handle.result(WAIT_S).token_ids) == 64 for handle in accepted)
 

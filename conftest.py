@@ -1,0 +1,58 @@
+"""Fixtures for every room: the embedded model, its converted folder, and tiny models of many architectures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported, by whoever imports it first: tests share the machine. Light tests then need not import it at all.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from sgl_core.config import Environment
+from sgl_core.testing.tiny_models import build_tiny_model
+
+
+@pytest.fixture(scope="session")
+def model_cache() -> Path:
+    """The user's cache folder (``SGL_CACHE_DIR``): the embedded model is converted once per machine, not once per run."""
+    return Environment.read().cache_dir
+
+
+@pytest.fixture(scope="session")
+def embedded_gguf() -> Path:
+    """The embedded model's file; ``make`` installs it, and without it the tests that need it fail with the install line."""
+    from sgl_core.runtime.model_source import resolve_model
+
+    return resolve_model(None, Environment(Path("/"), None, frozenset())).path
+
+
+@pytest.fixture(scope="session")
+def embedded_folder(embedded_gguf: Path, model_cache: Path) -> Path:
+    """The embedded model as a folder of safetensors, converted on first use."""
+    from sgl_core.runtime.gguf_model import convert_gguf
+    from sgl_core.runtime.model_source import resolve_model
+
+    env = Environment(model_cache, None, frozenset())
+    return convert_gguf(resolve_model(str(embedded_gguf), env), env).path
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a kind (see ``sgl_core.testing.tiny_models.TINY_KINDS``) to the folder of that tiny model."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = build_tiny_model(kind, tmp_path_factory.mktemp("tiny") / kind)
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_model_folder: Callable[[str], Path]) -> Path:
+    """The folder of a tiny llama: 4 layers, 4 query heads on 2 key-value heads, untied."""
+    return tiny_model_folder("llama")
