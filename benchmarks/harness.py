@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def measure(systems: Sequence[System], prompts: Sequence[Ids]) -> list[Run]:
             for system, run in zip(systems, runs, strict=True):
                 if number < system.rounds:
                     task = progress.add_task(f"{system.name}, round {number + 1} of {system.rounds}", total=len(prompts))
-                    _measure_once(system, run, prompts, lambda n, task=task: progress.advance(task, n))
+                    _measure_once(system, run, prompts, partial(progress.advance, task))
     return runs
 
 

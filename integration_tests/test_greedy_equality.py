@@ -23,8 +23,7 @@ NEW_TOKENS = 16
 WAIT_S = 600.0
 
 _FAMILIES = [
-    "The town lies at the mouth of the river. In spring the fishermen mend their nets on the quay, and the children "
-    "count the boats that come in with the tide. ",
+    "The town lies at the mouth of the river. In spring the fishermen mend their nets and the children count the boats. ",
     "Question: A farmer has seven fields and plants three kinds of grain. Each field takes two days of work. ",
     "def area(shapes):\n    total = 0\n    for shape in shapes:\n        total += shape.width * shape.height\n",
     "Dear Ms Ortega,\n\nthank you for your letter of the 3rd of May about the reading room. We have ",

@@ -12,14 +12,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from sgl_core.config import EngineConfig, Environment
-from sgl_core.errors import EngineShutdown
+from sgl_core.errors import EngineShutdown, MissingExtraError
 from sgl_core.runtime.model_source import resolve_model
 
 if TYPE_CHECKING:
     from sgl_core.runtime.engine import Engine
 
-__all__ = ["EngineLease", "acquire"]
+__all__ = ["EngineLease", "acquire", "engine_class"]
 
+_RUNTIME_MODULES = ("torch", "transformers", "tokenizers", "safetensors", "gguf")
 _Key = tuple[str, EngineConfig]
 
 
@@ -91,13 +92,26 @@ def acquire(spec: EngineConfig | None = None) -> EngineLease:
     try:
         with entry.lock:
             if entry.engine is None:
-                from sgl_core.runtime.engine import Engine
-
-                entry.engine = Engine.from_config(spec)
+                entry.engine = engine_class().from_config(spec)
             return EngineLease(key, entry.engine)
     except BaseException:
         _release(key)
         raise
+
+
+def engine_class() -> type[Engine]:
+    """The class ``Engine``, imported now.
+
+    Raises:
+        MissingExtraError: the runtime's packages are not installed.
+    """
+    try:
+        from sgl_core.runtime.engine import Engine
+    except ModuleNotFoundError as error:
+        if error.name not in _RUNTIME_MODULES:
+            raise
+        raise MissingExtraError("runtime", error.name) from error
+    return Engine
 
 
 def _release(key: _Key) -> None:

@@ -51,3 +51,14 @@ def test_a_failed_start_leaves_no_entry_behind(tiny_llama: Path) -> None:
 def test_importing_the_registry_loads_no_torch() -> None:
     code = "import sys, sgl_core.runtime.registry; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_missing_runtime_says_the_install_line() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import sgl_native as sgl\n"
+        "try: sgl.Engine\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True).stdout
+    assert out.strip() == "MissingExtraError torch is not installed; run: pip install 'sgl-core[runtime]'"

