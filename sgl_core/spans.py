@@ -1,43 +1,66 @@
-"""Where a choice begins: prompt and choice are encoded as one string, as the model would have read them.
+"""Which tokens of a choice are scored: prompt and choice are encoded as one string, as the model would have read them.
 
-Used by the language's ``select`` and by ``engine.score``, so both score the same tokens.
+Neighbours merge ("Answer: " + "yes" is not what a model saw in training). The tokens that all choices share stay in the
+prompt, the rest of each is its span; where a choice merges with the end of the prompt, the merged tokens belong to the spans of
+*all* choices, so that they stand on the same footing. Used by the language's ``select`` and by ``engine.score``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sgl_core.backend import TextCodec
+from sgl_core.errors import InvalidArgumentError
 
-__all__ = ["joint_spans"]
+__all__ = ["ChoiceSpans", "encode_alone", "plan_spans"]
 
 
-def joint_spans(
-    codec: TextCodec, settled: tuple[int, ...], tail: str, choices: Sequence[str]
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Split prompt + choice into a prompt that all choices share and one span each.
-
-    Where a choice merges with the end of the tail ("http" + "://"), the merged tokens belong to the spans of *all* choices,
-    so that they stand on the same footing.
+@dataclass(frozen=True, slots=True)
+class ChoiceSpans:
+    """What to score.
 
     Args:
-        settled: ids before the tail; never encoded again.
-        tail: constant text before the choices; may be empty.
-        choices: at least one, none empty.
+        shared: ids of the tail that all choices start with; they belong to the prompt.
+        spans: the other ids of tail + choice, for each choice; none is empty.
+    """
 
-    Returns:
-        The shared prompt's ids, and for each choice the ids that follow; a span is never empty.
+    shared: tuple[int, ...]
+    spans: tuple[tuple[int, ...], ...]
+
+
+def plan_spans(codec: TextCodec, tail: str, choices: Sequence[str]) -> ChoiceSpans:
+    """Encode each choice together with the open text before it.
+
+    Raises:
+        InvalidArgumentError: a choice has no tokens.
     """
     if not tail:
-        return settled, tuple(codec.encode(choice) for choice in choices)
+        return ChoiceSpans((), encode_alone(codec, choices))
     joint = [codec.encode(tail + choice) for choice in choices]
-    common = codec.encode(tail)
-    for ids in joint:
-        same = 0
-        # at most len(ids) - 1, so that every span keeps a token
-        for ours, theirs in zip(common, ids[:-1], strict=False):
-            if ours != theirs:
-                break
-            same += 1
-        common = common[:same]
-    return settled + common, tuple(ids[len(common) :] for ids in joint)
+    length = _common_length([codec.encode(tail), *joint])
+    length = max(0, min(length, *(len(ids) - 1 for ids in joint)))  # a choice without tokens of its own borrows one
+    return ChoiceSpans(joint[0][:length], _nonempty([ids[length:] for ids in joint]))
+
+
+def encode_alone(codec: TextCodec, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Each choice without any context."""
+    return _nonempty([codec.encode(choice) for choice in choices])
+
+
+def _nonempty(spans: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    for index, span in enumerate(spans):
+        if not span:
+            raise InvalidArgumentError(
+                f"choices[{index}]", "text without tokens", "text that the model's vocabulary can spell", "Reword it."
+            )
+    return tuple(spans)
+
+
+def _common_length(sequences: Sequence[tuple[int, ...]]) -> int:
+    length = 0
+    for column in zip(*sequences, strict=False):
+        if any(token != column[0] for token in column):
+            break
+        length += 1
+    return length

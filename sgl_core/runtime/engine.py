@@ -27,7 +27,7 @@ from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.runtime.request import Kind, Request, ScoreGroup
 from sgl_core.runtime.startup import ModelFacts, assemble, load
 from sgl_core.runtime.tickets import GenTicket, PrefetchTicket, ScoreTicket, Ticket
-from sgl_core.spans import joint_spans
+from sgl_core.spans import plan_spans
 from sgl_core.types import (
     GenRequest,
     GenResult,
@@ -304,8 +304,8 @@ class Engine:
     def _score_request(self, prompt: str | Sequence[int], continuations: Sequence[str | Sequence[int]]) -> ScoreRequest:
         if isinstance(prompt, str) and all(isinstance(c, str) and c for c in continuations):
             texts = [c for c in continuations if isinstance(c, str)]
-            shared, spans = joint_spans(self._codec, self._codec.begin(), prompt, texts)
-            return ScoreRequest(shared, spans)
+            planned = plan_spans(self._codec, prompt, texts)
+            return ScoreRequest(self._codec.begin() + planned.shared, planned.spans)
         spans = tuple(self._codec.encode(c) if isinstance(c, str) else tuple(c) for c in continuations)
         return ScoreRequest(self._prompt_ids(prompt), spans)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgl_core.runtime.codec import LocalCodec
-from sgl_core.spans import joint_spans
+from sgl_core.spans import plan_spans
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +29,12 @@ def codec(embedded_folder: Path) -> LocalCodec:
     ],
 )
 def test_prompt_and_span_are_the_whole_text_and_no_span_is_empty(codec: LocalCodec, tail: str, choices: list[str]) -> None:
-    settled = (5, 6)
-    shared, spans = joint_spans(codec, settled, tail, choices)
-    assert shared[:2] == settled
-    assert len(spans) == len(choices)
-    for choice, span in zip(choices, spans, strict=True):
+    planned = plan_spans(codec, tail, choices)
+    assert len(planned.spans) == len(choices)
+    for choice, span in zip(choices, planned.spans, strict=True):
         assert span
-        assert shared + span == settled + codec.encode(tail + choice)
+        assert planned.shared + span == codec.encode(tail + choice)
 
 
 def test_a_trailing_space_belongs_to_the_choices(codec: LocalCodec) -> None:
-    _, with_space = joint_spans(codec, (), "Answer: ", ["yes", "no"])
-    _, without = joint_spans(codec, (), "Answer:", [" yes", " no"])
-    assert with_space == without
+    assert plan_spans(codec, "Answer: ", ["yes", "no"]) == plan_spans(codec, "Answer:", [" yes", " no"])

@@ -1,0 +1,187 @@
+"""What people type: functions that build expressions.
+
+Every check that needs no model happens here, so that a mistake shows in the line that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import ParamSpec, TypeVar, Unpack
+
+from sgl_core.errors import InvalidArgumentError
+from sgl_core.language.choices import CHOICE_METHODS, DEFAULT_CHOICES_METHOD
+from sgl_core.language.ir import Expr, ExprList, Gen, RawText, RoleBegin, RoleEnd, Select, as_nodes
+from sgl_core.language.sampling import DTYPES, SamplingOptions, sampling_options
+
+__all__ = [
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "call",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "raw",
+    "select",
+    "system",
+    "system_begin",
+    "system_end",
+    "user",
+    "user_begin",
+    "user_end",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_INTEGER = r"[-+]?[0-9]+"
+
+
+def gen(
+    name: str | None = None,
+    max_tokens: int | None = None,
+    *,
+    dtype: type | None = None,
+    choices: Sequence[str] | None = None,
+    choices_method: str = DEFAULT_CHOICES_METHOD,
+    **options: Unpack[SamplingOptions],
+) -> Expr:
+    """Generate text.
+
+    Args:
+        name: variable that gets the text; None when nobody reads it.
+        max_tokens: short for ``max_new_tokens``; None is the backend's default budget.
+        dtype: int, float or bool: the variable holds that value, and the text is in the meta info as ``raw_text``.
+        choices: makes this a ``select`` among them; sampling options then have no effect.
+        choices_method: as in ``select``.
+        **options: any field of ``SamplingParams``. Unlike there, the temperature is 1.0 unless given here or to ``run``.
+
+    Raises:
+        UnknownOptionError: an option nobody knows.
+        InvalidArgumentError: a value that cannot be used.
+    """
+    checked = sampling_options("gen", {"max_tokens": max_tokens, **options})
+    if choices is not None:
+        return select(name, choices, choices_method=choices_method)
+    if dtype is not None and dtype not in DTYPES:
+        raise InvalidArgumentError("dtype", dtype, "str, int, float or bool", "Use json_schema=... for anything richer.")
+    return Gen(_checked_name(name), MappingProxyType(checked), dtype or str)
+
+
+def gen_int(name: str | None = None, max_tokens: int | None = None, **options: Unpack[SamplingOptions]) -> Expr:
+    """Generate an integer: ``gen`` with ``dtype=int`` and a regex of digits with an optional sign."""
+    if options.get("regex") is None:
+        options["regex"] = _INTEGER
+    return gen(name, max_tokens, dtype=int, **options)
+
+
+def gen_string(name: str | None = None, max_tokens: int | None = None, **options: Unpack[SamplingOptions]) -> Expr:
+    """Generate text: ``gen`` with ``dtype=str``."""
+    return gen(name, max_tokens, dtype=str, **options)
+
+
+def select(
+    name: str | None,
+    choices: Sequence[str],
+    temperature: float = 0.0,
+    *,
+    choices_method: str = DEFAULT_CHOICES_METHOD,
+) -> Select:
+    """Append the likeliest of several texts.
+
+    Args:
+        name: variable that gets the chosen text.
+        choices: at least one, none empty. Equal scores go to the first.
+        temperature: taken for compatibility; the choice is always the best one.
+        choices_method: "token_length_normalized", "greedy_token_selection" or "unconditional_likelihood_normalized".
+
+    Raises:
+        InvalidArgumentError: for ``choices`` or ``choices_method``.
+    """
+    sampling_options("select", {"temperature": temperature})
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise InvalidArgumentError("choices", type(choices).__name__, "a list of str")
+    if not choices:
+        raise InvalidArgumentError("choices", "an empty list", "at least one choice")
+    for index, choice in enumerate(choices):
+        if not isinstance(choice, str):
+            raise InvalidArgumentError(f"choices[{index}]", type(choice).__name__, "a str", "Convert it with str(...) first.")
+        if not choice:
+            raise InvalidArgumentError(f"choices[{index}]", "an empty str", "at least one character")
+    if choices_method not in CHOICE_METHODS:
+        raise InvalidArgumentError("choices_method", choices_method, f"one of {', '.join(sorted(CHOICE_METHODS))}")
+    return Select(_checked_name(name), tuple(choices), choices_method)
+
+
+def raw(text: str) -> RawText:
+    """An author's literal: spellings of control tokens inside it become those tokens.
+
+    Only write literals here. Text that comes from elsewhere belongs in a plain str, which cannot yield a control token.
+
+    Raises:
+        TypeError: ``text`` is no str.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"raw: got {type(text).__name__}, expected a str literal")
+    return RawText(text)
+
+
+def call(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run host code on values: ``sgl.call(", ".join, s["words"])``. The interpreter runs it at once."""
+    return fn(*args, **kwargs)
+
+
+def system(expr: Expr | str = "") -> ExprList:
+    """A system turn around ``expr``."""
+    return _turn("system", expr)
+
+
+def user(expr: Expr | str = "") -> ExprList:
+    """A user turn around ``expr``."""
+    return _turn("user", expr)
+
+
+def assistant(expr: Expr | str = "") -> ExprList:
+    """An assistant turn around ``expr``."""
+    return _turn("assistant", expr)
+
+
+def system_begin() -> RoleBegin:
+    """Open a system turn."""
+    return RoleBegin("system")
+
+
+def system_end() -> RoleEnd:
+    """Close the system turn."""
+    return RoleEnd("system")
+
+
+def user_begin() -> RoleBegin:
+    """Open a user turn."""
+    return RoleBegin("user")
+
+
+def user_end() -> RoleEnd:
+    """Close the user turn."""
+    return RoleEnd("user")
+
+
+def assistant_begin() -> RoleBegin:
+    """Open an assistant turn."""
+    return RoleBegin("assistant")
+
+
+def assistant_end() -> RoleEnd:
+    """Close the assistant turn."""
+    return RoleEnd("assistant")
+
+
+def _turn(role: str, expr: Expr | str) -> ExprList:
+    return ExprList((RoleBegin(role), *as_nodes(expr, f"{role}(...)"), RoleEnd(role)))
+
+
+def _checked_name(name: str | None) -> str | None:
+    if name is not None and (not isinstance(name, str) or not name):
+        raise InvalidArgumentError("name", name, "a non-empty str, or None")
+    return name

@@ -1,0 +1,88 @@
+"""From a position and a node to the requests a backend gets. Called by the stream, on the dispatcher's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sgl_core.errors import NotYetAvailableError, ProgramError
+from sgl_core.language.ir import Select
+from sgl_core.language.position import Position, TokenRope, pieces_since, segments_of
+from sgl_core.spans import ChoiceSpans, encode_alone, plan_spans
+from sgl_core.types import GenRequest, Hints, SamplingParams, ScoreRequest
+
+if TYPE_CHECKING:
+    from sgl_core.language.run import ProgramRun
+
+__all__ = ["PlannedSelect", "generation_request", "score_requests"]
+
+
+def generation_request(
+    run: ProgramRun, position: Position, prompt: TokenRope, params: SamplingParams, siblings: int
+) -> GenRequest:
+    """Continue ``prompt``, which is ``position`` with its tail encoded.
+
+    Raises:
+        ProgramError: there is nothing to continue.
+    """
+    return GenRequest(
+        input_ids=_prompt_ids(run, prompt),
+        params=params,
+        segments=segments_of(pieces_since(position.trail)),
+        namespace=run.namespace,
+        hints=Hints(program_id=run.program_id, siblings=siblings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSelect:
+    """A select's requests: the choices behind the prompt, then (for one method) the choices alone.
+
+    Args:
+        prompt: ids before the spans.
+        spans: see ``ChoiceSpans``.
+        requests: one or two.
+    """
+
+    prompt: TokenRope
+    spans: ChoiceSpans
+    requests: tuple[ScoreRequest, ...]
+
+
+def score_requests(run: ProgramRun, position: Position, node: Select, siblings: int) -> PlannedSelect:
+    """Plan a select.
+
+    Raises:
+        ProgramError: there is nothing before the choices.
+        NotYetAvailableError: the backend cannot score.
+    """
+    if not run.backend.capabilities.score:
+        raise NotYetAvailableError("this backend cannot score choices; use gen(..., regex=...) or another backend")
+    spans = plan_spans(run.codec, position.tail, node.choices)
+    prompt = position.begun(run.codec).ids.extend(spans.shared)
+    hints = Hints(program_id=run.program_id, siblings=siblings)
+    request = ScoreRequest(
+        input_ids=_prompt_ids(run, prompt),
+        continuations=spans.spans,
+        segments=segments_of(pieces_since(position.trail)),
+        namespace=run.namespace,
+        hints=hints,
+    )
+    if node.choices_method != "unconditional_likelihood_normalized":
+        return PlannedSelect(prompt, spans, (request,))
+    alone = ScoreRequest(
+        input_ids=run.codec.begin() or run.codec.encode("\n"),  # the least that a model can be asked to continue
+        continuations=encode_alone(run.codec, node.choices),
+        namespace=run.namespace,
+        hints=hints,
+    )
+    return PlannedSelect(prompt, spans, (request, alone))
+
+
+def _prompt_ids(run: ProgramRun, prompt: TokenRope) -> tuple[int, ...]:
+    if not run.backend.capabilities.token_ids:
+        return ()  # it reads the segments
+    ids = prompt.flat()
+    if not ids:
+        raise ProgramError("there is no text before the first gen or select; append some, or open a turn, first")
+    return ids

@@ -1,0 +1,181 @@
+"""Variables: futures that a stream resolves once and anybody may read.
+
+The stream's dispatcher thread calls ``start``, ``resolve`` and ``fail``; readers block, await, or listen to the text as it
+comes. A fork refers to its parent's futures, it does not copy them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from sgl_core.backend import Handle
+from sgl_core.types import GenDelta, GenResult
+
+__all__ = ["VariableFuture"]
+
+_NO_META: Mapping[str, Any] = MappingProxyType({})
+
+Put = Callable[[str | None], None]
+
+
+class VariableFuture:
+    """A value that will be there, or an error.
+
+    Args:
+        name: the variable's name.
+        is_automatic: the author gave no name; ``join`` passes over it.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_ended",
+        "_error",
+        "_handle",
+        "_lock",
+        "_taps",
+        "_text",
+        "_value",
+        "is_automatic",
+        "meta",
+        "name",
+    )
+
+    def __init__(self, name: str, *, is_automatic: bool = False) -> None:
+        """Nothing is there yet."""
+        self.name = name
+        self.is_automatic = is_automatic
+        self.meta = _NO_META
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._value: Any = None
+        self._text: str | None = ""
+        self._error: BaseException | None = None
+        self._handle: Handle[GenResult] | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._taps: list[_Tap] = []
+
+    @classmethod
+    def of(cls, name: str, value: Any, meta: Any = _NO_META) -> VariableFuture:
+        """A variable that has its value already."""
+        future = cls(name)
+        future.resolve(value, None, meta)
+        return future
+
+    # ---- for readers -------------------------------------------------------------------------------------------------
+    def done(self) -> bool:
+        """Whether value or error are there."""
+        return self._ended.is_set()
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error, once there is one."""
+        return self._error
+
+    @property
+    def text(self) -> str:
+        """The text that stands for the value; empty until done and after an error."""
+        return str(self._value) if self._text is None else self._text
+
+    def result(self) -> Any:
+        """Wait for the value; raises the node's own error."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    async def wait_async(self) -> None:
+        """Wait until done without blocking the loop."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self.add_done_callback(lambda: _wake(loop, waiter))
+        await waiter
+
+    def add_done_callback(self, fn: Callable[[], None]) -> None:
+        """Call ``fn`` once when done, at once if it is; it must be short."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._callbacks.append(fn)
+                return
+        fn()
+
+    def listen(self, put: Put) -> None:
+        """Call ``put`` with the text piece by piece, from its beginning, and with None at the end."""
+        tap = _Tap(put)
+        with self._lock:
+            if not self._ended.is_set():
+                self._taps.append(tap)
+            handle = self._handle
+        if self._ended.is_set():
+            tap.end(self.text)
+        elif handle is not None:
+            handle.add_delta_callback(tap.take)
+
+    # ---- for the stream ----------------------------------------------------------------------------------------------
+    def start(self, handle: Handle[GenResult]) -> None:
+        """Say which request produces the text."""
+        with self._lock:
+            self._handle = handle
+            taps = tuple(self._taps)
+        for tap in taps:
+            handle.add_delta_callback(tap.take)
+
+    def resolve(self, value: Any, text: str | None, meta: Any = _NO_META) -> None:
+        """End with a value, the text it came from (None: ``str`` of it), and what is known about it."""
+        self._value, self._text, self.meta = value, text, meta
+        self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, which every reader gets."""
+        self._error = error
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended.set()
+            self._handle = None
+            callbacks, self._callbacks = self._callbacks, []
+            taps, self._taps = self._taps, []
+        for tap in taps:
+            tap.end(self.text)
+        for fn in callbacks:
+            fn()
+
+
+class _Tap:
+    """One listener: gets every character once, whether deltas brought it or the result did."""
+
+    __slots__ = ("_emitted", "_is_open", "_lock", "_put")
+
+    def __init__(self, put: Put) -> None:
+        self._put = put
+        self._emitted = 0
+        self._is_open = True
+        self._lock = threading.Lock()
+
+    def take(self, delta: GenDelta) -> None:
+        with self._lock:
+            if self._is_open and delta.text:
+                self._emitted += len(delta.text)
+                self._put(delta.text)
+
+    def end(self, text: str) -> None:
+        with self._lock:
+            if self._is_open:
+                self._is_open = False
+                if rest := text[self._emitted :]:
+                    self._put(rest)
+                self._put(None)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    def set_result() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+        loop.call_soon_threadsafe(set_result)
