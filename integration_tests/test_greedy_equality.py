@@ -19,7 +19,7 @@ from sgl_core.types import GenResult, SamplingParams
 
 EXCUSED_GAP = 1e-4
 MAX_EXCUSED = 1
-NEW_TOKENS = 16
+NEW_TOKENS = 12
 WAIT_S = 600.0
 
 _FAMILIES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 from sgl_core.errors import InvalidArgumentError, check_options
 
-__all__ = ["DEVICES", "DTYPES", "POLICIES", "EngineConfig", "Environment"]
+__all__ = ["DTYPES", "POLICIES", "EngineConfig", "Environment"]
 
 POLICIES = ("lpm", "fcfs")
 DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda")
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 
 
 def _positive(name: str, value: object) -> None:
@@ -66,7 +67,7 @@ class EngineConfig:
             object.__setattr__(self, "model", os.fspath(self.model))
         if self.model is not None and (not isinstance(self.model, str) or not self.model):
             raise InvalidArgumentError("model", self.model, "None, a folder, a .gguf file or a Hugging Face name")
-        if self.device is not None and (not isinstance(self.device, str) or self.device.split(":")[0] not in DEVICES):
+        if self.device is not None and (not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device)):
             raise InvalidArgumentError("device", self.device, 'None, "cpu", "cuda" or "cuda:N"')
         if self.dtype is not None and self.dtype not in DTYPES:
             raise InvalidArgumentError("dtype", self.dtype, f"None or one of {', '.join(DTYPES)}")

@@ -25,7 +25,8 @@ Each class also subclasses the builtin that a caller would expect, so ``except V
         ├── VariableNotFoundError (KeyError)
         └── StreamClosedError                  writing to a joined fork, or to a stream that failed
 
-Messages follow one shape: the argument, what was given, what was expected, the cure. They never hold prompt text.
+``sgl_core.plugins.errors`` adds the branch ``PluginError``, and the runtime's allocator ``OutOfSlotsError``, which nobody
+outside the scheduler sees. Messages follow one shape: the argument, what was given, what was expected, the cure. They never hold prompt text.
 """
 
 from __future__ import annotations
@@ -114,10 +115,13 @@ class ContextLengthError(InvalidArgumentError):
         self.max_new_tokens = max_new_tokens
         self.limit_tokens = limit_tokens
         budget = "" if max_new_tokens is None else f" + max_new_tokens={max_new_tokens}"
+        room = f"at most {limit_tokens} tokens in total"
+        if max_new_tokens is None:
+            room = f"at most {limit_tokens - 1} tokens, which leaves room for a new one"
         super().__init__(
             "prompt",
             f"{prompt_tokens} tokens{budget}",
-            f"at most {limit_tokens} tokens in total ({limit})",
+            f"{room} ({limit})",
             "Shorten the prompt or lower max_new_tokens; nothing is truncated in silence.",
         )
 

@@ -148,7 +148,7 @@ class RequestHandle(Generic[ResultT]):
         for fn in callbacks:
             try:
                 fn()
-            except Exception:
+            except BaseException:  # it is the listener's own affair; the producer and the others go on
                 _log.exception("a done callback of request %s failed", self._id[:8])
 
 
@@ -166,7 +166,10 @@ class _Listener:
             while self._delivered < len(self.pending):
                 delta = self.pending[self._delivered]
                 self._delivered += 1
-                self.fn(delta)
+                try:
+                    self.fn(delta)
+                except BaseException:  # it is the listener's own affair; the producer and the others go on
+                    _log.exception("a delta callback failed")
 
 
 def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sgl_core.backend import TextCodec
 from sgl_core.errors import InvalidArgumentError
 
-__all__ = ["ChoiceSpans", "encode_alone", "plan_spans"]
+__all__ = ["ChoiceSpans", "encode_alone", "least_context", "plan_spans"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ def plan_spans(codec: TextCodec, tail: str, choices: Sequence[str]) -> ChoiceSpa
     length = _common_length([codec.encode(tail), *joint])
     length = max(0, min(length, *(len(ids) - 1 for ids in joint)))  # a choice without tokens of its own borrows one
     return ChoiceSpans(joint[0][:length], _nonempty([ids[length:] for ids in joint]))
+
+
+def least_context(codec: TextCodec) -> tuple[int, ...]:
+    """The least that a model can be asked to continue: for choices alone, or merged with all of the text before them."""
+    return codec.begin() or codec.encode("\n")
 
 
 def encode_alone(codec: TextCodec, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -153,6 +153,8 @@ class SamplingParams:
         self._check_stops()
         self._check_bias()
         self._check_constraint()
+        if self.logit_bias is not None:  # a copy: what the caller does to the mapping later must not reach a running request
+            object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
     def _check_stops(self) -> None:
         strings = isinstance(self.stop, tuple) and all(isinstance(s, str) and s for s in self.stop)
@@ -253,7 +255,7 @@ class GenRequest:
     Args:
         input_ids: the whole prompt.
         params: sampling parameters.
-        segments: the same prompt as text pieces; only text-only backends read it.
+        segments: the same prompt as text pieces, for text-only backends; empty for those that take ids.
         namespace: prefixes are shared within a namespace only.
         priority: higher first, under the priority policy.
         timeout_s: seconds from submit to the end.

@@ -24,8 +24,12 @@ PUBLIC_MODULES = (
     "sgl_core.errors",
     "sgl_core.handle",
     "sgl_core.language",
+    "sgl_core.plugins",
+    "sgl_core.spans",
     "sgl_core.testing",
     "sgl_core.types",
+    "sgl_dspy",
+    "sgl_langchain",
     "sgl_native",
 )
 MOST_LINES = 600

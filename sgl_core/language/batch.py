@@ -6,11 +6,11 @@ import concurrent.futures
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sgl_core.errors import InvalidArgumentError
-from sgl_core.language.run import derived_seed
+from sgl_core.language.run import ProgramRun, derived_seed
 
 if TYPE_CHECKING:
     from sgl_core.language.state import ProgramState
@@ -32,11 +32,13 @@ class Outcomes:
         num_threads: an int, or "auto".
         progress_bar: show progress.
         return_errors: errors stand in their places instead of being raised.
+        started: every run that has begun, for cancelling what still runs when the batch is left early.
     """
 
     num_threads: int | str
     progress_bar: bool
     return_errors: bool
+    started: list[ProgramRun] = field(default_factory=list)
 
     def threads_for(self, num_items: int) -> int:
         """Threads for a batch.
@@ -110,7 +112,7 @@ def _outcome(future: Future, how: Outcomes) -> Any:
 
 @contextlib.contextmanager
 def _submitted(jobs: Sequence[Callable[[], ProgramState]], threads: int, how: Outcomes) -> Iterator[list[Future]]:
-    """All jobs, queued; those that have not started when the block is left early never run."""
+    """All jobs, queued. When the block is left early, those that have not started never run and the others are cancelled."""
     with (
         _progress(len(jobs), is_shown=how.progress_bar) as advance,
         concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="sgl-batch") as pool,
@@ -122,6 +124,9 @@ def _submitted(jobs: Sequence[Callable[[], ProgramState]], threads: int, how: Ou
             yield futures
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not all(future.done() for future in futures):  # Ctrl-C, or an iterator that nobody wants any more
+                for run in how.started:
+                    run.cancel()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any, Final
 from sgl_core.errors import InvalidArgumentError, ProgramError, UnknownOptionError
 from sgl_core.language.batch import BatchItem, Outcomes, run_batch
 from sgl_core.language.defaults import checked_backend, get_default_backend
-from sgl_core.language.run import CURRENT_STATE, ProgramRun
+from sgl_core.language.run import CURRENT_STATE, ProgramRun, check_seed
 from sgl_core.language.sampling import OPTION_NAMES, sampling_options
 from sgl_core.language.state import ProgramState
 
@@ -139,8 +139,10 @@ class SglFunction:
                 turn). Items do not disturb each other.
         """
         seed = options.pop("seed", None) if "seed" not in self._parameters else None
+        if seed is not None:
+            check_seed(seed)
         outcomes = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
-        run = functools.partial(self._run_item, **options)
+        run = functools.partial(self._run_item, outcomes, **options)
         return run_batch(run, batch, outcomes, seed=seed, in_order=generator_style, as_completed=as_completed)
 
     def bind(self, **kwargs: Any) -> SglFunction:
@@ -202,22 +204,26 @@ class SglFunction:
         run = ProgramRun(backend, defaults=sampling_options(f"{self.name}.run", options), **run_options)
         return ProgramState(run, run.root)
 
-    def _run_item(self, *args: Any, **kwargs: Any) -> ProgramState:
+    def _run_item(self, batch: Outcomes, *args: Any, **kwargs: Any) -> ProgramState:
         arguments, options = self._split("run_batch", args, kwargs, _RUN_OPTIONS | OPTION_NAMES)
         state = self._open(options)
+        batch.started.append(state.run)
         self._run_body(state, arguments)
         return state
 
     def _run_body(self, state: ProgramState, arguments: dict[str, Any]) -> None:
         run = state.run
         try:
-            with _ending(run), _current(state):
-                state.ret_value = self._value_of_body(state, arguments)
+            try:
+                with _ending(run), _current(state):
+                    state.ret_value = self._value_of_body(state, arguments)
+            except Exception:
+                run.wait()
+                raise
             run.wait()
         except Exception:
-            run.wait()
             raise
-        except BaseException:  # KeyboardInterrupt: nobody wants the rest any more
+        except BaseException:  # KeyboardInterrupt, also while waiting: nobody wants the rest any more
             run.cancel()
             raise
         run.raise_unread()
@@ -340,6 +346,9 @@ async def _in_thread(work: Callable[[], None], name: str) -> None:
         error: BaseException | None = None
         try:
             work()
+        except StopIteration as raised:  # no future can hold one, and nobody would be woken
+            error = RuntimeError("the program raised StopIteration")
+            error.__cause__ = raised
         except BaseException as raised:
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from sgl_core.errors import NotYetAvailableError, ProgramError
 from sgl_core.language.ir import Select
 from sgl_core.language.position import Position, TokenRope, pieces_since, segments_of
-from sgl_core.spans import ChoiceSpans, encode_alone, plan_spans
-from sgl_core.types import GenRequest, Hints, SamplingParams, ScoreRequest
+from sgl_core.spans import ChoiceSpans, encode_alone, least_context, plan_spans
+from sgl_core.types import GenRequest, Hints, SamplingParams, ScoreRequest, Segment
 
 if TYPE_CHECKING:
     from sgl_core.language.run import ProgramRun
@@ -28,7 +28,7 @@ def generation_request(
     return GenRequest(
         input_ids=_prompt_ids(run, prompt),
         params=params,
-        segments=segments_of(pieces_since(position.trail)),
+        segments=_segments(run, position),
         namespace=run.namespace,
         hints=Hints(program_id=run.program_id, siblings=siblings),
     )
@@ -62,21 +62,26 @@ def score_requests(run: ProgramRun, position: Position, node: Select, siblings: 
     prompt = position.begun(run.codec).ids.extend(spans.shared)
     hints = Hints(program_id=run.program_id, siblings=siblings)
     request = ScoreRequest(
-        input_ids=_prompt_ids(run, prompt),
+        input_ids=_prompt_ids(run, prompt) if prompt.flat() or not position.tail else least_context(run.codec),
         continuations=spans.spans,
-        segments=segments_of(pieces_since(position.trail)),
+        segments=_segments(run, position),
         namespace=run.namespace,
         hints=hints,
     )
     if node.choices_method != "unconditional_likelihood_normalized":
         return PlannedSelect(prompt, spans, (request,))
     alone = ScoreRequest(
-        input_ids=run.codec.begin() or run.codec.encode("\n"),  # the least that a model can be asked to continue
+        input_ids=least_context(run.codec),
         continuations=encode_alone(run.codec, node.choices),
         namespace=run.namespace,
         hints=hints,
     )
     return PlannedSelect(prompt, spans, (request, alone))
+
+
+def _segments(run: ProgramRun, position: Position) -> tuple[Segment, ...]:
+    """For a backend that reads them; gathering them for every request makes a long stream quadratic."""
+    return () if run.backend.capabilities.token_ids else segments_of(pieces_since(position.trail))
 
 
 def _prompt_ids(run: ProgramRun, prompt: TokenRope) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from sgl_core.types import SamplingParams
 if TYPE_CHECKING:
     from sgl_core.language.state import ProgramState
 
-__all__ = ["CURRENT_STATE", "ProgramRun", "derived_seed"]
+__all__ = ["CURRENT_STATE", "ProgramRun", "check_seed", "derived_seed"]
 
 CURRENT_STATE: Final[ContextVar[ProgramState | None]] = ContextVar("sgl_current_state", default=None)
 """The state of the innermost function body that runs in this context."""
@@ -38,6 +38,16 @@ def derived_seed(seed: int, *path: int) -> int:
     text = ",".join(str(part) for part in (seed, *path))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what is no program seed.
+
+    Raises:
+        InvalidArgumentError: it is no int, or out of range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << _SEED_BITS:
+        raise InvalidArgumentError("seed", seed, f"an int in [0, 2**{_SEED_BITS}), or None")
 
 
 class ProgramRun:
@@ -59,8 +69,8 @@ class ProgramRun:
         defaults: Mapping[str, Any],
     ) -> None:
         """Open the root stream."""
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << _SEED_BITS):
-            raise InvalidArgumentError("seed", seed, f"an int in [0, 2**{_SEED_BITS}), or None")
+        if seed is not None:
+            check_seed(seed)
         if namespace is not None and not isinstance(namespace, str):
             raise InvalidArgumentError("namespace", type(namespace).__name__, "a str, or None")
         self.backend = backend

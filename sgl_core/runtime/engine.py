@@ -25,9 +25,10 @@ from sgl_core.runtime.engine_loop import EngineLoop, Machine
 from sgl_core.runtime.metrics import EngineStats
 from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.runtime.request import Kind, Request, ScoreGroup
+from sgl_core.runtime.snapshot import TreeSnapshot, take_snapshot
 from sgl_core.runtime.startup import ModelFacts, assemble, load
 from sgl_core.runtime.tickets import GenTicket, PrefetchTicket, ScoreTicket, Ticket
-from sgl_core.spans import plan_spans
+from sgl_core.spans import least_context, plan_spans
 from sgl_core.types import (
     GenRequest,
     GenResult,
@@ -125,6 +126,14 @@ class Engine:
         """Drop every cached prefix that no running request uses."""
         self._call(lambda machine: machine.scheduler.flush())
 
+    def tree(self) -> TreeSnapshot:
+        """What the prefix cache holds now, as a copy to look at; ``codec.decode`` makes a node's ids readable.
+
+        Raises:
+            EngineError: the engine is closed.
+        """
+        return self._call(lambda machine: take_snapshot(machine.scheduler.tree))
+
     def check_invariants(self) -> None:
         """Assert, between two steps, that every slot has one owner; for tests and for a doubtful mind.
 
@@ -200,6 +209,7 @@ class Engine:
             prompts: texts or token ids. ``params``: one for all, or one each.
 
         Raises:
+            InvalidArgumentError: a prompt or its parameters cannot be used; none of the others goes on.
             SglError: the first error by position, once all have ended.
         """
         if isinstance(prompts, str):
@@ -209,7 +219,14 @@ class Engine:
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise InvalidArgumentError("params", f"{len(each)} params", f"one, or as many as prompts ({len(prompts)})")
-        handles = [self.submit(prompt, p) for prompt, p in zip(prompts, each, strict=True)]
+        handles: list[Handle[GenResult]] = []
+        try:
+            for prompt, one in zip(prompts, each, strict=True):
+                handles.append(self.submit(prompt, one))
+        except BaseException:
+            for handle in handles:
+                handle.abort()
+            raise
         for handle in handles:
             _wait(handle)
         return [handle.result(0) for handle in handles]
@@ -269,9 +286,8 @@ class Engine:
     # ---- end ---------------------------------------------------------------------------------------------------------
     def close(self) -> None:
         """End all requests with EngineShutdown and free the model; idempotent."""
-        if os.getpid() == self._pid:
-            self._finalizer()
-            _open_loops.discard(self._loop)
+        self._finalizer()
+        _open_loops.discard(self._loop)
 
     def __enter__(self) -> Self:
         """The engine itself."""
@@ -285,6 +301,7 @@ class Engine:
     def _queue(self, requests: list[Request], ticket: Ticket) -> None:
         if os.getpid() != self._pid:
             raise _forked()
+        _check_routing(requests[0])
         limit = self.config.max_queued
         if limit is not None and self._loop.num_queued + len(requests) > limit:
             raise QueueFull(f"max_queued={limit} requests wait already; try again later or raise max_queued")
@@ -299,13 +316,15 @@ class Engine:
     def _prompt_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
             return self._codec.begin() + self._codec.encode(prompt)
+        if not _holds_ids(prompt):
+            raise InvalidArgumentError("prompt", type(prompt).__name__, "a str, or a sequence of token ids")
         return tuple(prompt)
 
     def _score_request(self, prompt: str | Sequence[int], continuations: Sequence[str | Sequence[int]]) -> ScoreRequest:
         if isinstance(prompt, str) and all(isinstance(c, str) and c for c in continuations):
             texts = [c for c in continuations if isinstance(c, str)]
             planned = plan_spans(self._codec, prompt, texts)
-            return ScoreRequest(self._codec.begin() + planned.shared, planned.spans)
+            return ScoreRequest(self._codec.begin() + planned.shared or least_context(self._codec), planned.spans)
         spans = tuple(self._codec.encode(c) if isinstance(c, str) else tuple(c) for c in continuations)
         return ScoreRequest(self._prompt_ids(prompt), spans)
 
@@ -315,7 +334,7 @@ class Engine:
             raise InvalidArgumentError("continuations", request.continuations, "at least one continuation")
         for continuation in request.continuations:
             self._check_ids("continuations", continuation)
-            self._check_fits(len(request.input_ids) + len(continuation), None)
+            self._check_fits(len(request.input_ids) + len(continuation) - 1, None)  # its last token is not run
         ids: list[str] = []
         handle: RequestHandle[ScoreResult] = RequestHandle(lambda _: self._loop.abort(ids))
         group = ScoreGroup()
@@ -331,7 +350,7 @@ class Engine:
             queued.score_from, queued.group = prompt_len, group
             requests.append(queued)
         ids.extend(r.id for r in requests)
-        self._queue(requests, ScoreTicket(handle, requests, prompt_len))
+        self._queue(requests, ScoreTicket(handle, requests, prompt_len, None if self.config.prefix_cache else self.flush_cache))
         return handle
 
     def _silent_request(
@@ -424,6 +443,18 @@ def _deadline(timeout_s: float | None) -> float | None:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < float("inf"):
         raise InvalidArgumentError("timeout_s", timeout_s, "a positive number of seconds, or None")
     return time.monotonic() + timeout_s
+
+
+def _holds_ids(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray)
+
+
+def _check_routing(request: Request) -> None:
+    """What only the scheduler would stumble over: it must never meet a key it cannot hash or an order it cannot compare."""
+    if request.namespace is not None and not isinstance(request.namespace, str):
+        raise InvalidArgumentError("namespace", type(request.namespace).__name__, "a str, or None")
+    if isinstance(request.priority, bool) or not isinstance(request.priority, int):
+        raise InvalidArgumentError("priority", request.priority, "an int; higher goes first")
 
 
 def _forked() -> EngineError:

@@ -7,6 +7,7 @@ between two steps, so nothing here needs a lock but the inbox's door.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -45,6 +46,7 @@ class EngineLoop:
 
     def __init__(self, build: Callable[[], Machine]) -> None:
         self._build = build
+        self._pid = os.getpid()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._door = threading.Lock()
         self._end: EngineError | None = None
@@ -79,7 +81,8 @@ class EngineLoop:
         """Queue requests whose events go to ``ticket``."""
 
         def command() -> None:
-            self._pending_adds -= len(requests)
+            with self._door:
+                self._pending_adds -= len(requests)
             for request in requests:
                 self._tickets[request.id] = ticket
                 self._running_machine.scheduler.add(request)
@@ -103,7 +106,14 @@ class EngineLoop:
             return  # closed: everything has ended already
 
     def call(self, fn: Callable[[Machine], ValueT]) -> ValueT:
-        """Run ``fn`` on the engine thread, between two steps, and return its value or raise its error."""
+        """Run ``fn`` on the engine thread, between two steps, and return its value or raise its error.
+
+        In a callback, which is on that thread between two steps already, it runs at once.
+        """
+        if threading.current_thread() is self._thread:
+            value = fn(self._running_machine)
+            self._snapshot()
+            return value
         done: Future[ValueT] = Future()
 
         def command() -> None:
@@ -127,7 +137,9 @@ class EngineLoop:
         return self._stats
 
     def close(self) -> None:
-        """End all requests with EngineShutdown and the thread with them; idempotent."""
+        """End all requests with EngineShutdown and the thread with them; idempotent, and nothing in a forked child."""
+        if os.getpid() != self._pid:
+            return  # the thread is the parent's, and the locks may be held for ever
         with self._door:
             if self._end is None:
                 self._end = EngineShutdown("the engine is closed")
@@ -155,7 +167,7 @@ class EngineLoop:
                 if self._end is None:
                     self._step()
             end = self._end
-        except Exception as error:  # a bug of ours: nobody may wait for ever because of it
+        except BaseException as error:  # a bug of ours: nobody may wait for ever because of it
             end = EngineError(f"the engine thread failed: {type(error).__name__}: {error}")
             end.__cause__ = error
             with self._door:
@@ -212,6 +224,8 @@ class EngineLoop:
         while not self._inbox.empty():
             with contextlib.suppress(Exception):  # the machine may be broken; the tickets below are what counts
                 self._inbox.get_nowait()()
+        with contextlib.suppress(Exception):
+            self._deliver(self._running_machine.scheduler.fail_all(end))
         for ticket in list(self._tickets.values()):
             ticket.fail(end)
         self._tickets.clear()

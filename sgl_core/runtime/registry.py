@@ -6,6 +6,7 @@ the engine is imported when the first one is made.
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -34,7 +35,7 @@ class _Entry:
 
 
 _entries: dict[_Key, _Entry] = {}
-_entries_lock = threading.Lock()
+_entries_lock = threading.RLock()  # a finalizer may give a lease back while this very thread is inside
 
 
 class EngineLease:
@@ -114,9 +115,21 @@ def engine_class() -> type[Engine]:
     return Engine
 
 
+def _forget() -> None:
+    """In a forked child: the engines are the parent's, and so may be the lock."""
+    global _entries_lock
+    _entries_lock = threading.RLock()
+    _entries.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def _release(key: _Key) -> None:
     with _entries_lock:
-        entry = _entries[key]
+        entry = _entries.get(key)
+        if entry is None:  # a lease of the parent process
+            return
         entry.leases -= 1
         if entry.leases:
             return

@@ -35,7 +35,7 @@ class State(Enum):
 class ScoreGroup:
     """The continuations of one ScoreRequest; their shared prompt is accounted once, for the first that is admitted."""
 
-    cached_len: int | None = None
+    leader: Request | None = None
 
 
 class TextSink(Protocol):

@@ -37,7 +37,7 @@ def sample(logits: torch.Tensor, requests: list[Request]) -> tuple[list[int], li
         if errors[row] is None and not _is_plain_greedy(request):
             try:
                 greedy[row] = _pick(logits[row].float(), request)
-            except NumericsError as error:
+            except Exception as error:  # one request's parameters must not end its batch mates
                 errors[row] = error
     return greedy, errors
 

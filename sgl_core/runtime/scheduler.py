@@ -220,15 +220,31 @@ class Scheduler:
             return
         prompt = request.prompt_len
         if request.group is not None:
-            if request.group.cached_len is not None:
+            if request.group.leader is not None:
                 counters.scored_tokens += request.target_len - cached
                 return
-            request.group.cached_len = cached
+            request.group.leader = request
             prompt = request.score_from
             counters.scored_tokens += request.target_len - prompt
         counters.prompt_tokens += prompt
         counters.cached_tokens += cached
         counters.prefilled_tokens += prompt - cached
+
+    def _count_unrun(self, request: Request) -> None:
+        """Take back what admission counted and a request that ends early never ran."""
+        counters = self.counters
+        unrun = max(0, request.target_len - request.computed_len) if not request.num_generated else 0
+        if request.kind is Kind.PREFETCH:
+            counters.prefetched_tokens -= unrun
+        elif request.group is not None:
+            prompt = max(0, request.score_from - request.computed_len) if request.group.leader is request else 0
+            counters.scored_tokens -= unrun - prompt
+            counters.prefilled_tokens -= prompt
+            counters.cached_tokens += prompt
+        else:
+            counters.prefilled_tokens -= unrun
+            counters.cached_tokens += unrun
+            request.cached_len += unrun
 
     # ---- slots -------------------------------------------------------------------------------------------------------
     def _give_slots(self, request: Request, end: int) -> None:
@@ -300,9 +316,11 @@ class Scheduler:
     ) -> Finished:
         if request.state is State.RUNNING:
             del self._running[request.id]
+            self._count_unrun(request)
             self._release(request, keep=keep)
         else:
             del self._waiting[request.id]
+            request.cached_len = request.prompt_len  # no token was computed for it
         request.state = State.FINISHED
         if error is None:
             self.counters.num_finished += 1

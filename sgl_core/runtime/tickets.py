@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from sgl_core.errors import RequestAborted
@@ -88,9 +89,17 @@ class ScoreTicket:
 
     Args:
         prompt_len: tokens of the shared prompt.
+        clean_up: called when the last of them has ended; None where their KV may stay.
     """
 
-    def __init__(self, handle: RequestHandle[ScoreResult], requests: list[Request], prompt_len: int) -> None:
+    def __init__(
+        self,
+        handle: RequestHandle[ScoreResult],
+        requests: list[Request],
+        prompt_len: int,
+        clean_up: Callable[[], None] | None,
+    ) -> None:
+        self._clean_up = clean_up
         self._handle = handle
         self._requests = requests
         self._prompt_len = prompt_len
@@ -102,6 +111,8 @@ class ScoreTicket:
     def finished(self, event: Finished, now: float) -> None:
         """Collect; the last one ends the handle."""
         self._left -= 1
+        if not self._left and self._clean_up is not None:
+            self._clean_up()
         if event.error is not None:
             self._handle.fail(event.error)
         elif event.reason is FinishReason.ABORT:
@@ -109,7 +120,8 @@ class ScoreTicket:
         elif not self._left:
             group = self._requests[0].group
             assert group is not None, "scored requests have a group"
-            usage = Usage(self._prompt_len, group.cached_len or 0, 0)
+            assert group.leader is not None, "the first of them was admitted"
+            usage = Usage(self._prompt_len, group.leader.cached_len, 0)
             scores = tuple(tuple(r.logprobs) for r in self._requests)
             self._handle.finish(ScoreResult(scores, usage, _timings(self._requests[0], now)))
 

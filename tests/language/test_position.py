@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sgl_core.language as sgl
+from sgl_core.backend import Capabilities, Handle
 from sgl_core.language.position import Position, TokenRope
 from sgl_core.testing import ByteCodec, FakeBackend
-from sgl_core.types import SegmentKind, TurnState
+from sgl_core.types import GenRequest, GenResult, SegmentKind, TurnState
 
 ROLES = ("system", "user", "assistant")
 OPTIONS = {"max_new_tokens": 200}
@@ -162,7 +164,21 @@ def test_a_prompt_begins_once_whatever_comes_first(backend: FakeBackend) -> None
         assert (ids[0], ids.count(256)) == (256, 1)
 
 
-def test_segments_say_where_each_piece_comes_from(backend: FakeBackend) -> None:
+class SegmentBackend(FakeBackend):
+    """Reads segments, as a text-only API does."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return dataclasses.replace(super().capabilities, token_ids=False)
+
+    def submit(self, request: GenRequest) -> Handle[GenResult]:
+        assert request.input_ids == ()
+        return super().submit(dataclasses.replace(request, input_ids=(1,)))
+
+
+def test_segments_say_where_each_piece_comes_from() -> None:
+    backend = SegmentBackend()
+
     @sgl.function
     def program(s):
         s += "a" + sgl.user("b" + sgl.raw("c") + "d" + "e") + sgl.gen("x") + "f" + sgl.gen("y")

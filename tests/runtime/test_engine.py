@@ -147,6 +147,7 @@ def test_scores_without_a_cache_compute_the_prompt_once_and_keep_nothing(tiny_ll
         stats = plain.stats()
         assert stats.cached_tokens == 0
         assert stats.scored_tokens < stats.prefilled_tokens
+        assert stats.free_tokens == stats.pool_tokens, "without a cache nothing is kept"
 
 
 def test_a_prefetched_prompt_is_cached_for_the_next(engine: Engine) -> None:
@@ -187,6 +188,10 @@ def test_bad_arguments_name_the_cure_and_others_finish(engine: Engine) -> None:
         (InvalidArgumentError, "SamplingParams", lambda: engine.submit("x", {"temperature": 1})),
         (InvalidArgumentError, "GenRequest", lambda: engine.submit(GenRequest((1,)), SamplingParams())),
         (InvalidArgumentError, "timeout_s", lambda: engine.submit("x", timeout_s=-1)),
+        (InvalidArgumentError, "prompt: got 'NoneType'", lambda: engine.submit(None)),
+        (InvalidArgumentError, "prompt: got 'bytes'", lambda: engine.submit(b"abc")),
+        (InvalidArgumentError, "namespace", lambda: engine.submit("x", namespace=["a"])),
+        (InvalidArgumentError, "priority", lambda: engine.submit("x", priority=None)),
         (InvalidArgumentError, "stop_token_ids", lambda: engine.submit("x", SamplingParams(stop_token_ids=(vocab,)))),
         (InvalidArgumentError, "logit_bias", lambda: engine.submit("x", SamplingParams(logit_bias={vocab: 1.0}))),
         (InvalidArgumentError, "temperature", lambda: engine.submit("x", SamplingParams(temperature=float("nan")))),
@@ -328,6 +333,43 @@ def test_a_bug_in_the_engine_thread_reaches_every_waiter(tiny_llama: Path, monke
             engine.submit("x", GO_ON).result(WAIT_S)
         with pytest.raises(EngineError, match="ZeroDivisionError"):
             engine.submit("x", GO_ON)
+
+
+def test_a_batch_with_a_bad_prompt_leaves_nothing_running(engine: Engine) -> None:
+    with pytest.raises(InvalidArgumentError):
+        engine.generate(["good " * 20, ""], SamplingParams(max_new_tokens=300, ignore_eos=True))
+    engine.submit("after", GO_ON).result(WAIT_S)
+    assert engine.stats().num_aborted == 1
+
+
+def test_a_callback_may_use_the_engine(engine: Engine) -> None:
+    seen: list[int] = []
+    handle = engine.submit("callback", GO_ON)
+    handle.add_done_callback(lambda: (engine.flush_cache(), seen.append(engine.stats().num_finished)))  # type: ignore[func-returns-value]
+    handle.result(WAIT_S)
+    engine.submit("next", GO_ON).result(WAIT_S)
+    assert seen == [1]
+
+
+def test_choices_that_merge_with_all_of_the_text_before_them_are_scored(engine: Engine) -> None:
+    assert len(engine.score("t", ["he", "hy"])) == 2  # "the" is one token of this vocabulary
+
+
+def test_a_score_may_fill_the_context_exactly(engine: Engine) -> None:
+    limit = engine.capabilities.context_tokens
+    assert len(engine.score([5] * (limit - 3), [[6, 7, 8]])) == 1
+    with pytest.raises(ContextLengthError):
+        engine.score([5] * (limit - 3), [[6, 7, 8, 9]])
+
+
+def test_a_listener_that_raises_harms_no_request(engine: Engine) -> None:
+    def failing(_: object) -> None:
+        raise SystemExit(3)
+
+    handles = [engine.submit(f"listener {i}", GO_ON) for i in range(3)]
+    handles[0].add_delta_callback(failing)
+    handles[1].add_done_callback(lambda: failing(None))
+    assert all(len(handle.result(WAIT_S).token_ids) == 12 for handle in handles)
 
 
 def test_a_forked_child_gets_a_clear_error(engine: Engine) -> None:

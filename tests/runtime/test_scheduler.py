@@ -308,8 +308,32 @@ def test_abort_in_every_state_frees_everything() -> None:
                 assert event.reason is FinishReason.ABORT
         assert sim.scheduler.is_idle
         assert len(sim.ends) == 4
+        counters = sim.scheduler.counters
+        assert counters.prefilled_tokens == sum(r.prompt_len - r.cached_len for r in requests)
+        assert sim.oracle.computed_tokens == counters.prefilled_tokens + counters.generated_tokens - sum(
+            r.num_generated > 0 for r in requests
+        )
         sim.assert_nothing_leaked()
         assert sim.scheduler.abort(requests[0].id) is None
+
+
+def test_an_aborted_score_takes_back_what_it_did_not_run() -> None:
+    for steps_before in range(6):
+        sim = Simulation(chunk_tokens=16)
+        group = ScoreGroup()
+        requests = [
+            sim.submit([*tokens(40), *tokens(9, seed=i)], new=0, kind=Kind.SCORE, sink=None, score_from=40, group=group)
+            for i in (1, 2)
+        ]
+        for _ in range(steps_before):
+            sim.step()
+        for request in requests:
+            sim.scheduler.abort(request.id)
+        counters = sim.scheduler.counters
+        assert counters.scored_tokens >= 0
+        assert sim.oracle.computed_tokens == counters.prefilled_tokens + counters.scored_tokens
+        assert counters.prompt_tokens == counters.cached_tokens + counters.prefilled_tokens
+        sim.assert_nothing_leaked()
 
 
 def test_a_deadline_ends_only_its_own_request() -> None:
@@ -362,6 +386,16 @@ def test_sharing_across_levels_covers_each_members_prefix() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_traffic_is_right_and_leaks_nothing(seed: int) -> None:
+    check_random_traffic(seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1_000, 1_400))
+def test_long_random_traffic_is_right_and_leaks_nothing(seed: int) -> None:
+    check_random_traffic(seed, steps=300)
+
+
+def check_random_traffic(seed: int, steps: int = 150) -> None:
     rng = random.Random(seed)
     sim = Simulation(
         num_slots=rng.choice([160, 300, 1_000]),
@@ -372,7 +406,7 @@ def test_random_traffic_is_right_and_leaks_nothing(seed: int) -> None:
     families = [tokens(rng.randint(10, 60), seed=100 + i) for i in range(4)]
     live: list[Request] = []
     seen: Counter[str] = Counter()
-    for _ in range(150):
+    for _ in range(steps):
         action = rng.random()
         if action < 0.5:
             family = rng.choice(families)

@@ -160,3 +160,19 @@ def test_abort_calls_the_producer_until_done_and_ids_are_unguessable() -> None:
     assert aborted == [handles[0].id]
     assert len({h.id for h in handles}) == 3
     assert all(len(h.id) == 32 for h in handles)
+
+
+def test_a_failing_delta_callback_harms_neither_the_producer_nor_other_listeners(caplog: pytest.LogCaptureFixture) -> None:
+    handle: RequestHandle[str] = RequestHandle()
+    heard: list[GenDelta] = []
+
+    def failing(_: GenDelta) -> None:
+        raise SystemExit(3)
+
+    handle.add_delta_callback(failing)
+    handle.add_delta_callback(heard.append)
+    handle.push(delta(0))
+    handle.push(delta(1))
+    handle.finish("value")
+    assert heard == [delta(0), delta(1)]
+    assert "delta callback" in caplog.text

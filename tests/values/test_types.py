@@ -72,3 +72,10 @@ def test_the_defaults_are_greedy_and_values_are_frozen() -> None:
     assert (params.temperature, params.max_new_tokens, params.n) == (0.0, None, 1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         GenRequest((1,)).priority = 2  # type: ignore[misc]
+
+
+def test_a_bias_is_copied_so_that_later_changes_do_not_reach_a_running_request() -> None:
+    bias = {1: 1.0}
+    params = SamplingParams(logit_bias=bias)
+    bias[2] = float("nan")
+    assert params.logit_bias == {1: 1.0}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sgl_core import __version__
 from sgl_core.errors import MissingExtraError, SglError
-from sgl_native.commands import info, run
+from sgl_native.commands import cache, chat, info, models, run
 from sgl_native.programs import ProgramFailure
 
 __all__ = ["main"]
@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sgl-core {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    run.add_parser(subparsers, common)
-    info.add_parser(subparsers, common)
+    for command in (run, chat, cache, models, info):
+        command.add_parser(subparsers, common)
     return parser
 
 

@@ -5,8 +5,13 @@ Importing this module loads no torch; the functions do. Tests put a fake in the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sgl_core.backend import Backend
 from sgl_core.config import EngineConfig
+
+if TYPE_CHECKING:
+    from sgl_core.runtime.engine import Engine
 
 __all__ = ["default_engine", "open_engine"]
 
@@ -23,7 +28,7 @@ def default_engine() -> Backend:
     return acquire(EngineConfig()).engine
 
 
-def open_engine(config: EngineConfig) -> Backend:
+def open_engine(config: EngineConfig) -> Engine:
     """Make a new engine, which the caller closes.
 
     Raises:

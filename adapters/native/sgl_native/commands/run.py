@@ -10,12 +10,12 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from sgl_core.config import DTYPES, EngineConfig
+from sgl_core.config import EngineConfig
 from sgl_core.language import SglFunction
 from sgl_native import engines
+from sgl_native.commands.options import add_program_options, engine_config
 from sgl_native.programs import bind_arguments, load_program, parse_arguments, program_errors
 from sgl_native.records import RunRecord
 
@@ -41,20 +41,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a Python file")
-    parser.add_argument(
-        "--arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="arguments",
-        help="an argument of the program: JSON, else text; once for each",
-    )
-    parser.add_argument("--model", help="a folder, a .gguf file or a name (default: the embedded SmolLM2-135M-Instruct)")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 where the processor is fast at it, else float32")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="budget of a generation that names none (default: 512)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the program (default: a fresh one)")
+    add_program_options(parser)
     parser.add_argument("--json", action="store_true", help="print variables, text, messages, meta and stats as JSON")
     cache = parser.add_mutually_exclusive_group()
     cache.add_argument("--no-cache", action="store_true", help="share no prefix")
@@ -64,7 +51,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Run the program; 0 when it finished."""
-    config = _engine_config(options)
+    config = dataclasses.replace(engine_config(options), prefix_cache=not options.no_cache)
     arguments = parse_arguments(options.arguments)
     with _stdout_kept_clean(options.json):
         program = bind_arguments(load_program(options.file), arguments)
@@ -76,13 +63,6 @@ def main(options: argparse.Namespace) -> int:
             uncached = _run(program, dataclasses.replace(config, prefix_cache=False), options)
     _show(record, uncached, as_json=options.json)
     return 0
-
-
-def _engine_config(options: argparse.Namespace) -> EngineConfig:
-    config = EngineConfig(model=options.model, dtype=options.dtype, device=options.device, prefix_cache=not options.no_cache)
-    if options.max_new_tokens is None:
-        return config
-    return dataclasses.replace(config, default_max_new_tokens=options.max_new_tokens)
 
 
 def _run(program: SglFunction, config: EngineConfig, options: argparse.Namespace) -> RunRecord:

@@ -1,0 +1,40 @@
+"""Our errors as ``dspy.lm15`` errors, which DSPy turns into its own and, for some, retries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from dspy import lm15
+
+from sgl_core import errors
+
+__all__ = ["as_lm15_errors"]
+
+_MAPPING: Final = (  # the first that fits; what fits none passes untouched, so an ImportError stays one
+    (errors.ContextLengthError, lm15.ContextLengthError),
+    (errors.InvalidArgumentError, lm15.InvalidRequestError),
+    (errors.TemplateError, lm15.InvalidRequestError),
+    (errors.NotYetAvailableError, lm15.UnsupportedFeatureError),
+    (errors.ModelError, lm15.UnsupportedModelError),
+    (errors.DeadlineExceeded, lm15.TimeoutError),
+    (errors.QueueFull, lm15.RateLimitError),
+    (errors.EngineError, lm15.ServerError),
+)
+
+
+@contextmanager
+def as_lm15_errors() -> Iterator[None]:
+    """Raise our errors as lm15's, with ours as the cause.
+
+    Raises:
+        dspy.lm15.LM15Error: see the table above.
+    """
+    try:
+        yield
+    except errors.SglError as error:
+        target = next((lm15_class for ours, lm15_class in _MAPPING if isinstance(error, ours)), None)
+        if target is None:
+            raise
+        raise target(str(error)) from error

@@ -1,0 +1,84 @@
+"""Our errors as LangChain's: each class here is one of ``sgl_core.errors`` and one of ``langchain_core.exceptions``.
+
+Agents and middleware look for LangChain's classes (a ``ContextOverflowError`` makes them summarise, a retryable one makes
+them retry), callers of sgl-core for ours; both find them. The models raise these through ``langchain_errors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from langchain_core import exceptions as langchain
+
+from sgl_core import errors as ours
+
+__all__ = [
+    "SglAPIError",
+    "SglContextOverflowError",
+    "SglInvalidRequestError",
+    "SglModelNotFoundError",
+    "SglRateLimitError",
+    "SglTimeoutError",
+    "langchain_errors",
+]
+
+
+class _Twin(ours.SglError):
+    """An error again, under one more class.
+
+    Args:
+        original: the error as the engine raised it.
+    """
+
+    def __init__(self, original: ours.SglError) -> None:
+        """Take over the message and the attributes."""
+        Exception.__init__(self, *original.args)
+        self.__dict__.update(original.__dict__)
+
+
+class SglContextOverflowError(_Twin, ours.ContextLengthError, langchain.ContextOverflowError):
+    """Prompt and explicit budget do not fit."""
+
+
+class SglInvalidRequestError(_Twin, ours.InvalidArgumentError, langchain.ModelInvalidRequestError):
+    """An option or a message cannot be used."""
+
+
+class SglModelNotFoundError(_Twin, ours.ModelNotFoundError, langchain.ModelNotFoundError):
+    """No such folder, file or name."""
+
+
+class SglTimeoutError(_Twin, ours.DeadlineExceeded, langchain.ModelTimeoutError):
+    """``timeout`` passed; the request's memory is free again."""
+
+
+class SglRateLimitError(_Twin, ours.QueueFull, langchain.ModelRateLimitError):
+    """More requests wait than ``max_queued`` allows."""
+
+
+class SglAPIError(_Twin, ours.EngineStepError, langchain.ModelAPIError):
+    """A forward pass failed; ``__cause__`` has the reason."""
+
+
+_TWINS: Final[dict[type[ours.SglError], type[_Twin]]] = {
+    ours.ContextLengthError: SglContextOverflowError,
+    ours.InvalidArgumentError: SglInvalidRequestError,
+    ours.ModelNotFoundError: SglModelNotFoundError,
+    ours.DeadlineExceeded: SglTimeoutError,
+    ours.QueueFull: SglRateLimitError,
+    ours.EngineStepError: SglAPIError,
+}
+
+
+@contextmanager
+def langchain_errors() -> Iterator[None]:
+    """Raise our errors as their twins above, with the same message, attributes, traceback and cause; others pass."""
+    try:
+        yield
+    except ours.SglError as error:
+        twin_class = _TWINS.get(type(error))
+        if twin_class is None:
+            raise
+        raise twin_class(error).with_traceback(error.__traceback__) from error.__cause__

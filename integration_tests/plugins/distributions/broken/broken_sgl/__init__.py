@@ -1,0 +1,1 @@
+"""Of the tests of the plugin host."""

@@ -1,0 +1,3 @@
+"""A plugin whose import raises."""
+
+raise RuntimeError("the shop is on fire")

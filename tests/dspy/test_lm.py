@@ -1,0 +1,196 @@
+"""``SglLM``: its label, defaults, copies, states, and what it refuses."""
+
+import asyncio
+import copy
+import json
+import re
+from multiprocessing.reduction import ForkingPickler
+
+import dspy
+import pytest
+
+from sgl_core.errors import InvalidArgumentError, ModelNotFoundError
+from sgl_core.testing import FakeBackend
+from sgl_dspy import SglAsyncEngine, SglEngine, SglLM
+from sgl_dspy.lower import SUPPORTED_PARAMS
+
+OPTIONS = sorted(
+    SUPPORTED_PARAMS | {"n", "rollout_id", "tools", "tool_choice", "logprobs", "response_format", "reasoning_effort"}
+)
+
+
+def test_its_defaults_are_explicit(backend):
+    lm = SglLM(backend=backend)
+    assert lm.kwargs == {"temperature": 0.0, "max_tokens": 1000}
+    lm("Hello")
+    assert (backend.requests[0].params.temperature, backend.requests[0].params.max_new_tokens) == (0.0, 1000)
+    assert lm.num_retries == 0
+
+
+def test_its_label_is_known_without_loading(engines, model_folder):
+    lm = SglLM(str(model_folder))
+    assert re.fullmatch(r"sgl/tiny-model@bfloat16#[0-9a-f]{8}", lm.model)
+    assert engines == []
+
+
+def test_the_label_changes_with_the_weights(model_folder):
+    before = SglLM(str(model_folder)).model
+    (model_folder / "model.safetensors").write_bytes(b"trained")
+    assert SglLM(str(model_folder)).model != before
+
+
+def test_a_model_that_is_not_there_is_an_error_at_once(tmp_path):
+    with pytest.raises(ModelNotFoundError):
+        SglLM(str(tmp_path / "nothing"))
+
+
+def test_a_label_is_accepted_for_its_own_weights_only(backend, model_folder):
+    engine = SglEngine(model=str(model_folder))
+    label = SglLM(engine=engine).model
+    assert SglLM(label, engine=engine).model == label
+    with pytest.raises(InvalidArgumentError, match="label"):
+        SglLM(label, backend=backend)
+
+
+def test_equal_prompts_of_other_models_do_not_share_answers(model_folder, engines):
+    texts = []
+    for weights in (b"one", b"two"):
+        (model_folder / "model.safetensors").write_bytes(weights)
+        texts.append(SglLM(str(model_folder))("Hello"))
+    assert [len(engine.requests) for engine in engines] == [1, 1]
+    assert SglLM(str(model_folder))("Hello") == texts[1]
+    assert [len(engine.requests) for engine in engines] == [1, 1]
+
+
+def test_all_lms_of_one_model_share_one_engine(engines, model_folder):
+    one, two, three = (SglLM(str(model_folder), engine_options={"max_running": 4}) for _ in range(3))
+    assert one("one")
+    assert two("two")
+    assert asyncio.run(three.acall("three"))
+    assert [len(engine.requests) for engine in engines] == [3]
+
+
+def test_launch_loads_and_kill_gives_back(engines, model_folder):
+    lm = SglLM(str(model_folder))
+    lm.launch()
+    assert len(engines) == 1
+    lm.kill()
+    assert engines[0].is_closed
+    assert lm("Hello")
+    assert len(engines) == 2
+
+
+def test_closing_gives_back_what_it_made_and_leaves_what_it_was_given(engines, model_folder):
+    given = SglEngine(model=str(model_folder))
+    lm = SglLM(engine=given)
+    lm("Hello")
+    lm.close()
+    assert not engines[0].is_closed
+    asyncio.run(SglLM(engine=given).aclose())
+    assert not engines[0].is_closed
+    given.close()
+    assert engines[0].is_closed
+
+
+def test_a_borrowed_backend_may_be_given_as_engine_too(backend):
+    assert SglLM(engine=backend)("Hello") == SglLM(backend=backend)("Hello")
+    assert SglLM(engine=backend).engine.backend is backend
+
+
+# ---- what it refuses -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("setting", ["api_key", "api_base", "base_url", "timeout", "headers"])
+def test_client_settings_are_refused_everywhere(backend, setting):
+    lm = SglLM(backend=backend)
+    for use in (lambda **k: SglLM(backend=backend, **k), lm.copy, lambda **k: lm("Hello", **k)):
+        with pytest.raises(ValueError, match=setting):
+            use(**{setting: "x"})
+    assert backend.requests == []
+
+
+def test_engine_options_among_the_request_options_are_refused():
+    with pytest.raises(InvalidArgumentError, match=r"engine_options=\{'dtype'"):
+        SglLM(dtype="float32")
+
+
+def test_arguments_that_say_twice_where_to_run_are_refused(backend, model_folder):
+    for given in ({"engine": backend}, {"engine_options": {"dtype": "float32"}}, {"model": str(model_folder)}):
+        with pytest.raises(InvalidArgumentError):
+            SglLM(backend=backend, **given)
+    with pytest.raises(InvalidArgumentError, match="model"):
+        SglLM(engine_options={"model": str(model_folder)})
+
+
+def test_a_pair_of_two_backends_is_refused(backend):
+    with pytest.raises(InvalidArgumentError, match="async_engine"):
+        SglLM(backend=backend, async_engine=SglAsyncEngine(FakeBackend()))
+    engine = SglEngine(backend)
+    pair = SglAsyncEngine(engine)
+    assert asyncio.run(SglLM(engine=engine, async_engine=pair).acall("Hello"))
+
+
+def test_only_chat_is_a_model_type(backend):
+    with pytest.raises(InvalidArgumentError, match="model_type"):
+        SglLM(backend=backend, model_type="responses")
+
+
+@pytest.mark.parametrize("name", ["regex", "min_p", "ignore_eos", "extra_body"])
+def test_an_option_that_dspy_does_not_know_is_refused_by_name(backend, name):
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match=name):
+        SglLM(backend=backend)("Hello", **{name: "x"})
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+def test_no_attribute_is_called_like_an_option(backend):
+    assert [name for name in OPTIONS if hasattr(SglLM(backend=backend), name)] == []
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_copy_takes_an_option_as_a_request_default(backend, name):
+    assert SglLM(backend=backend).copy(**{name: 3}).kwargs[name] == 3
+
+
+@pytest.mark.parametrize("name", ["model", "backend", "engine", "engine_options"])
+def test_a_copy_does_not_change_the_model(backend, name):
+    with pytest.raises(InvalidArgumentError, match=name):
+        SglLM(backend=backend).copy(**{name: "other"})
+
+
+def test_copies_of_any_kind_share_the_engine_and_nothing_else(engines, model_folder):
+    lm = SglLM(str(model_folder))
+    lm("Hello")
+    for twin in (copy.copy(lm), lm.copy(), copy.deepcopy(lm), ForkingPickler.loads(bytes(ForkingPickler.dumps(lm)))):
+        twin.kwargs = {**twin.kwargs, "stop": ["x"]}
+        assert twin.model == lm.model
+        assert twin("Hello again", cache=False)
+        assert asyncio.run(twin.acall("And again", cache=False))
+    assert len(engines) == 1
+    assert "stop" not in lm.kwargs
+
+
+# ---- states ----------------------------------------------------------------------------------------------------------
+def test_a_state_is_json_and_leads_back(engines, model_folder):
+    lm = SglLM(str(model_folder), temperature=0.5, top_p=0.9, engine_options={"dtype": "float32"})
+    state = json.loads(json.dumps(lm.dump_state()))
+    loaded = dspy.BaseLM.load_state(state, allow_custom_lm_class=True)
+    assert type(loaded) is SglLM
+    assert (loaded.model, loaded.kwargs, loaded.dump_state()) == (lm.model, lm.kwargs, lm.dump_state())
+    assert engines == []
+    assert loaded("Hello")
+    assert engines[0].config.dtype == "float32"
+
+
+def test_a_state_is_not_loaded_unasked(model_folder):
+    with pytest.raises(ValueError, match="Refusing"):
+        dspy.BaseLM.load_state(SglLM(str(model_folder)).dump_state())
+
+
+def test_a_state_of_other_weights_is_refused(model_folder):
+    state = SglLM(str(model_folder)).dump_state()
+    (model_folder / "model.safetensors").write_bytes(b"trained since")
+    with pytest.raises(InvalidArgumentError, match="label"):
+        SglLM.load_state(state, allow_custom_lm_class=True)
+
+
+def test_a_borrowed_backend_has_no_state_and_says_what_to_do(backend):
+    with pytest.raises(InvalidArgumentError, match="engine_options"):
+        SglLM(backend=backend).dump_state()
