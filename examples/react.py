@@ -9,6 +9,7 @@ writes, the calculator takes arithmetic and nothing else. Each step continues th
 
 import ast
 import operator
+from collections.abc import Callable
 
 import sgl_native as sgl
 
@@ -45,7 +46,7 @@ Action: finish
 Input: 36
 
 """
-OPERATORS = {
+OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

@@ -35,7 +35,8 @@ def chance_of_good(proposal: sgl.ProgramState) -> float:
     judge = proposal.copy()
     judge += sgl.user("Is this sentence good or bad? Answer with one word.")
     judge += sgl.assistant(sgl.select("verdict", ["good", "bad"]))
-    return judge.get_meta_info("verdict")["normalized_scores"][0]
+    good, _ = judge.get_meta_info("verdict")["normalized_scores"]
+    return float(good)
 
 
 def main() -> None:

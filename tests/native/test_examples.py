@@ -1,11 +1,13 @@
 """Every native example runs as ``python examples/NAME.py``, here on a fake engine."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
 import sgl_native
+from sgl_native import cli
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 OTHER_FRAMEWORKS = ("langchain", "dspy")
@@ -50,6 +52,14 @@ def test_the_essay_judge_says_by_its_exit_code_that_a_fake_cache_saves_nothing(r
 def test_an_example_says_how_much_was_cached(name, run_example, capsys):
     run_example(name)
     assert "cached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_an_example_can_be_run_and_drawn_by_the_command(name, opened_trees, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for command in ("run", "cache"):
+        assert cli.main([command, str(EXAMPLES / f"{name}.py")]) == 0
+    assert "tokens held in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
