@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
         gone = set(map(id, dropped))
         items[:] = [item for item in items if id(item) not in gone]
+
+
+@pytest.fixture(autouse=True)
+def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that hangs fails: far above any honest duration, as the machine may be busy."""
+    guard_s = 900 if "integration_tests" in request.path.parts else 180
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"the test hung for {guard_s} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(guard_s)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import dspy
@@ -10,20 +9,6 @@ import pytest
 
 from sgl_core.runtime.engine import Engine
 from sgl_dspy import SglLM
-
-_GUARD_S = 600
-
-
-@pytest.fixture(autouse=True)
-def no_hang() -> Iterator[None]:
-    def give_up(*_: object) -> None:
-        raise TimeoutError(f"the test hung for {_GUARD_S} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(_GUARD_S)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)

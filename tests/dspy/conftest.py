@@ -1,9 +1,8 @@
-"""Fixtures of this room: DSPy without its disk cache, a guard against hanging, a fake behind the adapter."""
+"""Fixtures of this room: DSPy without its disk cache, a fake behind the adapter."""
 
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,6 @@ from dspy import lm15
 from sgl_core.config import EngineConfig
 from sgl_core.runtime import registry
 from sgl_core.testing import FakeBackend
-
-_GUARD_S = 120
-
-
-@pytest.fixture(autouse=True)
-def no_hang() -> Iterator[None]:
-    def give_up(*_: object) -> None:
-        raise TimeoutError(f"the test hung for {_GUARD_S} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(_GUARD_S)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,7 @@
-"""Fixtures of this room: a guard against hanging, and engines without a model that show what reached them."""
+"""Fixtures of this room: engines without a model that show what reached them."""
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 
@@ -11,20 +10,6 @@ import pytest
 from sgl_core.handle import RequestHandle
 from sgl_core.testing import FakeBackend
 from sgl_core.types import FinishReason, GenDelta, GenRequest, GenResult, Usage
-
-_GUARD_S = 120
-
-
-@pytest.fixture(autouse=True)
-def no_hang() -> Iterator[None]:
-    def give_up(*_: object) -> None:
-        raise TimeoutError(f"the test hung for {_GUARD_S} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(_GUARD_S)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 class CountingBackend(FakeBackend):
