@@ -5,20 +5,18 @@ It owns nothing but its thread; every method may be called from any thread.
 
 from __future__ import annotations
 
-import atexit
-import os
 import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Self, TypeVar, overload
+from typing import Self, overload
 
 from sgl_core.backend import Capabilities, Handle
 from sgl_core.config import EngineConfig
-from sgl_core.errors import ContextLengthError, EngineError, InvalidArgumentError, NotYetAvailableError, QueueFull
+from sgl_core.errors import ContextLengthError, InvalidArgumentError, NotYetAvailableError, QueueFull
 from sgl_core.handle import RequestHandle
 from sgl_core.runtime.codec import LocalCodec
 from sgl_core.runtime.engine_loop import EngineLoop, Machine
@@ -40,8 +38,6 @@ from sgl_core.types import (
 )
 
 __all__ = ["Engine"]
-
-ValueT = TypeVar("ValueT")
 
 _SEED_BITS = 63
 _NOT_YET = ("stop_regex", "logprobs", "prompt_logprobs", "regex", "json_schema", "grammar", "choices")
@@ -68,7 +64,6 @@ class Engine:
             raise NotYetAvailableError(
                 "deterministic=True is not available yet; use dtype='float32', whose texts rarely differ"
             )
-        self._pid = os.getpid()
         self._seeds = _SeedSource(self.config.seed)
         self._codec: LocalCodec
         self._facts: ModelFacts
@@ -85,8 +80,8 @@ class Engine:
         self._loop.start()
         self._codec, self._facts = built.pop()
         # The thread holds the loop, not the engine, so an engine that is dropped without close() ends its thread too.
+        # At the interpreter's end it runs too: a daemon thread inside torch must not meet that.
         self._finalizer = weakref.finalize(self, EngineLoop.close, self._loop)
-        _open_loops.add(self._loop)
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> Self:
@@ -120,11 +115,11 @@ class Engine:
 
     def reset_stats(self) -> None:
         """Start counting anew."""
-        self._call(lambda machine: machine.scheduler.reset_counters())
+        self._loop.call(lambda machine: machine.scheduler.reset_counters())
 
     def flush_cache(self) -> None:
         """Drop every cached prefix that no running request uses."""
-        self._call(lambda machine: machine.scheduler.flush())
+        self._loop.call(lambda machine: machine.scheduler.flush())
 
     def tree(self) -> TreeSnapshot:
         """What the prefix cache holds now, as a copy to look at; ``codec.decode`` makes a node's ids readable.
@@ -132,7 +127,7 @@ class Engine:
         Raises:
             EngineError: the engine is closed.
         """
-        return self._call(lambda machine: take_snapshot(machine.scheduler.tree))
+        return self._loop.call(lambda machine: take_snapshot(machine.scheduler.tree))
 
     def check_invariants(self) -> None:
         """Assert, between two steps, that every slot has one owner; for tests and for a doubtful mind.
@@ -140,7 +135,7 @@ class Engine:
         Raises:
             AssertionError: with the invariant that does not hold.
         """
-        self._call(lambda machine: machine.scheduler.check_invariants())
+        self._loop.call(lambda machine: machine.scheduler.check_invariants())
 
     # ---- requests ----------------------------------------------------------------------------------------------------
     def submit(
@@ -287,7 +282,6 @@ class Engine:
     def close(self) -> None:
         """End all requests with EngineShutdown and free the model; idempotent."""
         self._finalizer()
-        _open_loops.discard(self._loop)
 
     def __enter__(self) -> Self:
         """The engine itself."""
@@ -299,19 +293,11 @@ class Engine:
 
     # ---- private -----------------------------------------------------------------------------------------------------
     def _queue(self, requests: list[Request], ticket: Ticket) -> None:
-        if os.getpid() != self._pid:
-            raise _forked()
         _check_routing(requests[0])
         limit = self.config.max_queued
         if limit is not None and self._loop.num_queued + len(requests) > limit:
             raise QueueFull(f"max_queued={limit} requests wait already; try again later or raise max_queued")
         self._loop.add(requests, ticket)
-
-    def _call(self, fn: Callable[[Machine], ValueT]) -> ValueT:
-        """Run ``fn`` on the engine thread and wait for it."""
-        if os.getpid() != self._pid:
-            raise _forked()
-        return self._loop.call(fn)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -457,22 +443,8 @@ def _check_routing(request: Request) -> None:
         raise InvalidArgumentError("priority", request.priority, "an int; higher goes first")
 
 
-def _forked() -> EngineError:
-    return EngineError("an engine does not survive os.fork(); create a new Engine in the child process")
-
-
 def _wait(handle: Handle[GenResult]) -> None:
     """Wait for the end, whatever it is."""
     ended = threading.Event()
     handle.add_done_callback(ended.set)
     ended.wait()
-
-
-_open_loops: weakref.WeakSet[EngineLoop] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    """A daemon thread inside torch must not meet the interpreter's end."""
-    for loop in list(_open_loops):
-        loop.close()

@@ -70,8 +70,9 @@ class EngineLoop:
         """Run ``command`` on the engine thread, between two steps.
 
         Raises:
-            EngineError: the engine is closed or dead.
+            EngineError: the engine is closed, dead, or the parent process's.
         """
+        self._check_process()
         with self._door:
             if self._end is not None:
                 raise type(self._end)(*self._end.args) from self._end
@@ -87,6 +88,7 @@ class EngineLoop:
                 self._tickets[request.id] = ticket
                 self._running_machine.scheduler.add(request)
 
+        self._check_process()
         with self._door:
             self._pending_adds += len(requests)
         self.post(command)
@@ -146,6 +148,11 @@ class EngineLoop:
                 self._inbox.put(lambda: None)  # wakes the thread
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _check_process(self) -> None:
+        """Before any lock: in a forked child the thread is missing, and the locks may be held for ever."""
+        if os.getpid() != self._pid:
+            raise EngineError("an engine does not survive os.fork(); create a new Engine in the child process")
 
     # ---- on the engine thread ----------------------------------------------------------------------------------------
     @property
