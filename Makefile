@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: bench check clean demo docs fmt help imports lint soak test types
+.PHONY: bench check clean demo docs fmt help imports lint profile soak test types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -21,8 +21,11 @@ test: $(READY)  ## unit and integration tests
 soak: $(READY)  ## the long random runs, all seeds; SHARE=0.1 runs every tenth
 	@$(BIN)/python -m pytest -m soak --soak-share $(SHARE)
 
-bench: $(READY)  ## benchmarks, one file a claim
-	@$(BIN)/python benchmarks/bench_few_shot.py
+bench: $(READY)  ## six workloads against transformers.generate, with ablations; half an hour, BENCH=--quick is a look
+	@$(BIN)/python benchmarks/bench_engine.py $(BENCH)
+
+profile: $(READY)  ## where the time of a workload without sharing goes; PROFILE='--workload W1' is another one
+	@$(BIN)/python benchmarks/profile_engine.py $(PROFILE)
 
 lint: $(READY)  ## ruff: rules and formatting
 	@$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Measuring: systems run interleaved on one workload, outputs are compared, medians and ratios go to JSON and a picture.
+"""Measuring: systems run interleaved on one workload, and what each of them did goes into a run.
 
-Who runs it: one ``bench_<claim>.py`` a claim. A system is a function from token ids to token ids; it is warmed up on a small
-part of the workload before the clock starts, and every round begins with an empty cache.
+Who calls it: the benchmarks. A system opens a session for each of its rounds: loading and warming up happen before the clock
+starts, and every round begins with an empty cache. How busy other processes kept the machine is noted beside every time.
 """
 
 from __future__ import annotations
@@ -12,47 +12,62 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from execution import Record
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-__all__ = ["Ids", "Run", "System", "agreement", "machine", "measure", "print_table", "write_json", "write_picture"]
+__all__ = ["Advance", "Agreement", "Outcome", "Run", "Session", "System", "agreement", "machine", "measure", "write_json"]
 
-Ids = tuple[int, ...]
+Advance = Callable[[int], None]
+"""Called with the number of calls that have just ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one round gave.
+
+    Args:
+        record: every call with its prompt and output.
+        details: what the system counted, for the report.
+    """
+
+    record: Record
+    details: dict[str, Any]
+
+
+Session = Callable[[Advance], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Something that generates.
+    """Something that answers a workload.
 
     Args:
         name: for the report.
-        generate: prompts' ids in, new ids out, calling ``advance(n)`` when n more prompts are done.
-        rounds: how often it is measured.
-        describe: what it computed in its last round, for the report.
+        session: opens it, loaded and warmed up, for one run.
+        rounds: how often it is measured at most.
     """
 
     name: str
-    generate: Callable[[Sequence[Ids], Callable[[int], None]], list[Ids]]
-    rounds: int
-    describe: Callable[[], dict[str, Any]] = dict
+    session: Callable[[], AbstractContextManager[Session]]
+    rounds: int = 1
 
 
 @dataclass(slots=True)
 class Run:
-    """What one system did."""
+    """What one system did in all its rounds; ``outcome`` is the last one's."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
     """Other processes' share of one core, on average, during each round."""
-    outputs: list[Ids] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome = field(default_factory=lambda: Outcome((), {}))
 
     @property
     def median_s(self) -> float:
@@ -60,7 +75,7 @@ class Run:
         return statistics.median(self.seconds)
 
     def as_json(self) -> dict[str, Any]:
-        """Without the outputs."""
+        """Times, load and counts; no outputs."""
         return {
             "name": self.name,
             "rounds": len(self.seconds),
@@ -68,34 +83,41 @@ class Run:
             "min_s": round(min(self.seconds), 3),
             "max_s": round(max(self.seconds), 3),
             "others_cpu_share": [round(x, 3) for x in self.load],
-            **self.details,
+            **self.outcome.details,
         }
 
 
-def measure(systems: Sequence[System], prompts: Sequence[Ids]) -> list[Run]:
-    """Warm every system up on two prompts, then measure in rounds: each system once a round, while it has rounds left."""
+def measure(systems: Sequence[System], num_calls: int, *, title: str = "", patience_s: float = float("inf")) -> list[Run]:
+    """Run the systems in rounds, each once a round, while it has rounds left.
+
+    Args:
+        num_calls: of the workload, for the progress bar.
+        title: stands before the system's name on it.
+        patience_s: a system whose rounds have taken so long gets no further one.
+    """
     runs = [Run(system.name) for system in systems]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        for system in systems:
-            system.generate(prompts[:2], lambda _: None)
         for number in range(max(system.rounds for system in systems)):
             for system, run in zip(systems, runs, strict=True):
-                if number < system.rounds:
-                    task = progress.add_task(f"{system.name}, round {number + 1} of {system.rounds}", total=len(prompts))
-                    _measure_once(system, run, prompts, partial(progress.advance, task))
+                if number >= system.rounds or sum(run.seconds) > patience_s:
+                    continue
+                name = f"{title} {system.name}, round {number + 1}".strip()
+                task = progress.add_task(f"{name}: loading", total=num_calls)
+                with system.session() as session:
+                    progress.update(task, description=name)
+                    _measure_once(session, run, partial(progress.advance, task))
     return runs
 
 
-def _measure_once(system: System, run: Run, prompts: Sequence[Ids], advance: Callable[[int], None]) -> None:
+def _measure_once(session: Session, run: Run, advance: Advance) -> None:
     busy, own = _busy_seconds(), time.process_time()
     started = time.perf_counter()
-    run.outputs = system.generate(prompts, advance)
+    run.outcome = session(advance)
     wall = time.perf_counter() - started
     others = _busy_seconds() - busy - (time.process_time() - own)
     run.seconds.append(wall)
     run.load.append(max(0.0, others) / wall)
-    run.details = system.describe()
 
 
 def _busy_seconds() -> float:
@@ -107,18 +129,35 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + softirq) / float(os.sysconf("SC_CLK_TCK"))
 
 
-def agreement(ours: Sequence[Ids], theirs: Sequence[Ids]) -> dict[str, float]:
-    """How alike two lists of outputs are: identical ones, and the mean number of leading tokens that agree."""
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How alike the outputs of two systems are.
 
-    def leading(a: Ids, b: Ids) -> int:
-        return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    Args:
+        calls: of the workload.
+        comparable: of these, asked with the same prompt; others follow a call that was answered differently.
+        identical: of the comparable ones, answered with the same ids.
+        leading: mean number of leading ids that agree in a comparable call.
+    """
 
-    equal = [leading(a, b) for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "identical": sum(a == b for a, b in zip(ours, theirs, strict=True)),
-        "of": len(equal),
-        "mean_leading_tokens_equal": round(statistics.mean(equal), 2),
-    }
+    calls: int
+    comparable: int
+    identical: int
+    leading: float
+
+    @property
+    def share(self) -> float:
+        """Identical among comparable answers."""
+        return self.identical / self.comparable
+
+
+def agreement(ours: Record, theirs: Record) -> Agreement:
+    """Compare call by call; the first call of every program has the same prompt whatever the system."""
+    pairs = [(a.request, b.request) for a, b in zip(ours, theirs, strict=True)]
+    comparable = [(a.output, b.output) for a, b in pairs if a.prompt == b.prompt]
+    leading = [next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a)) for a, b in comparable]
+    identical = sum(a == b for a, b in comparable)
+    return Agreement(len(pairs), len(comparable), identical, round(statistics.mean(leading), 2))
 
 
 def machine() -> dict[str, Any]:
@@ -140,39 +179,6 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def print_table(runs: Sequence[Run]) -> None:
-    """Medians, and how many times slower than the first each is."""
-    table = Table("system", "median s", "min .. max s", "rounds", "times ours", title="wall time")
-    for run in runs:
-        spread = f"{min(run.seconds):.2f} .. {max(run.seconds):.2f}"
-        table.add_row(run.name, f"{run.median_s:.2f}", spread, str(len(run.seconds)), f"{run.median_s / runs[0].median_s:.1f}")
-    Console().print(table)
-
-
-def write_picture(runs: Sequence[Run], title: str, path: Path) -> None:
-    """Horizontal bars of the medians, as SVG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "sgl"
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 0.6 * len(runs) + 1.4))
-    names = [run.name for run in runs]
-    medians = [run.median_s for run in runs]
-    bars = axes.barh(names, medians, color=["#2a7f62"] + ["#9aa5b1"] * (len(runs) - 1))
-    axes.bar_label(bars, [f" {m:.1f} s   ({m / medians[0]:.1f}x)" for m in medians])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * max(medians))
-    axes.set_xlabel("seconds, median; less is better")
-    axes.set_title(title, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from sgl_core.errors import InvalidArgumentError, check_options
 
 __all__ = ["DTYPES", "POLICIES", "EngineConfig", "Environment"]
 
-POLICIES = ("lpm", "fcfs")
+POLICIES = ("lpm", "dfs_weight", "fcfs", "priority", "random")
 DTYPES = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 
@@ -33,7 +33,14 @@ class EngineConfig:
         dtype: "float32", "bfloat16" or "float16"; None is bfloat16 where the processor is fast at it, else float32.
         cache_tokens: slots in the KV pool, one token each; None sizes it from memory.
         prefix_cache: False shares nothing (for comparisons).
-        policy: order of admission, one of POLICIES.
+        in_flight_sharing: False lets only finished prefills be shared, not those under way (for comparisons).
+        cascade: False attends to a shared prefix once per request instead of once per batch (for comparisons).
+        cache_levels: levels of the prefix tree that may be matched; None is all, 1 a cache without depth (for comparisons).
+        namespace_quota_tokens: cached tokens that one namespace may keep while nobody uses them, so that one tenant cannot
+            push out all of another's; None is no limit.
+        policy: order of admission. "lpm": longest cached prefix first; "dfs_weight": the prefix that most waiting requests
+            share first; both by priority class, and none is passed over without end. "fcfs": by arrival alone.
+            "priority": by priority, then arrival. "random": for comparisons.
         max_running: requests in one batch.
         prefill_chunk_tokens: prompt tokens per step at most; None is the default of the device.
         max_queued: waiting requests at most; None is no limit.
@@ -48,6 +55,10 @@ class EngineConfig:
     dtype: str | None = None
     cache_tokens: int | None = None
     prefix_cache: bool = True
+    in_flight_sharing: bool = True
+    cascade: bool = True
+    cache_levels: int | None = None
+    namespace_quota_tokens: int | None = None
     policy: str = "lpm"
     max_running: int = 64
     prefill_chunk_tokens: int | None = None
@@ -73,12 +84,19 @@ class EngineConfig:
             raise InvalidArgumentError("dtype", self.dtype, f"None or one of {', '.join(DTYPES)}")
         if self.policy not in POLICIES:
             raise InvalidArgumentError("policy", self.policy, f"one of {', '.join(POLICIES)}")
-        for name in ("cache_tokens", "prefill_chunk_tokens", "max_queued", "threads"):
+        for name in (
+            "cache_tokens",
+            "cache_levels",
+            "namespace_quota_tokens",
+            "prefill_chunk_tokens",
+            "max_queued",
+            "threads",
+        ):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
         for name in ("max_running", "default_max_new_tokens"):
             _positive(name, getattr(self, name))
-        for name in ("prefix_cache", "deterministic"):
+        for name in ("prefix_cache", "in_flight_sharing", "cascade", "deterministic"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidArgumentError(name, getattr(self, name), "True or False")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):

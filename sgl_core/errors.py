@@ -18,6 +18,7 @@ Each class also subclasses the builtin that a caller would expect, so ``except V
     │   └── EngineStepError                    a forward pass failed; the cause is chained
     ├── RequestError (RuntimeError)
     │   ├── QueueFull                          more waiting requests than ``max_queued``
+    │   ├── PoolExhaustedError (MemoryError)   the KV pool cannot hold it
     │   ├── RequestAborted                     somebody aborted it while a program was waiting
     │   ├── DeadlineExceeded (TimeoutError)
     │   └── NumericsError (ArithmeticError)    NaN logits in this request's row
@@ -47,6 +48,7 @@ __all__ = [
     "ModelNotFoundError",
     "NotYetAvailableError",
     "NumericsError",
+    "PoolExhaustedError",
     "ProgramError",
     "QueueFull",
     "RequestAborted",
@@ -177,6 +179,10 @@ class RequestError(SglError, RuntimeError):
 
 class QueueFull(RequestError):
     """The waiting queue is at ``max_queued``."""
+
+
+class PoolExhaustedError(RequestError, MemoryError):
+    """The KV pool cannot hold what was asked for; the message has the numbers."""
 
 
 class RequestAborted(RequestError):

@@ -14,6 +14,7 @@ from typing import Any
 from sgl_core.errors import InvalidArgumentError
 
 __all__ = [
+    "SEED_BITS",
     "FinishReason",
     "GenDelta",
     "GenRequest",
@@ -31,7 +32,8 @@ __all__ = [
     "Usage",
 ]
 
-_SEED_BITS = 63
+SEED_BITS = 63
+"""Seeds are below two to this power."""
 _MAX_STOPS = 32
 _MAX_LOGIT_BIAS = 1024
 _MAX_LOGPROBS = 100
@@ -147,7 +149,7 @@ class SamplingParams:
         for name in ("ignore_eos", "prompt_logprobs"):
             _flag(name, getattr(self, name))
         if self.seed is not None:
-            _integer("seed", self.seed, 0, 2**_SEED_BITS - 1)
+            _integer("seed", self.seed, 0, 2**SEED_BITS - 1)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, _MAX_LOGPROBS)
         self._check_stops()
@@ -239,12 +241,14 @@ class Hints:
 
     Args:
         program_id: requests of one program run share it.
-        siblings: further requests with the same prefix that are about to come.
+        siblings: further requests with the same prefix that are about to come. ``shared_len``: leading prompt tokens that
+            they have in common with this one.
         last_use: nobody will extend this prompt again.
     """
 
     program_id: str | None = None
     siblings: int = 0
+    shared_len: int = 0
     last_use: bool = False
 
 
@@ -257,7 +261,7 @@ class GenRequest:
         params: sampling parameters.
         segments: the same prompt as text pieces, for text-only backends; empty for those that take ids.
         namespace: prefixes are shared within a namespace only.
-        priority: higher first, under the priority policy.
+        priority: higher first, unless the policy looks at arrivals alone.
         timeout_s: seconds from submit to the end.
         hints: see Hints.
     """

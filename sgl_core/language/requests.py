@@ -18,7 +18,7 @@ __all__ = ["PlannedSelect", "generation_request", "score_requests"]
 
 
 def generation_request(
-    run: ProgramRun, position: Position, prompt: TokenRope, params: SamplingParams, siblings: int
+    run: ProgramRun, position: Position, prompt: TokenRope, params: SamplingParams, hints: Hints
 ) -> GenRequest:
     """Continue ``prompt``, which is ``position`` with its tail encoded.
 
@@ -30,7 +30,7 @@ def generation_request(
         params=params,
         segments=_segments(run, position),
         namespace=run.namespace,
-        hints=Hints(program_id=run.program_id, siblings=siblings),
+        hints=hints,
     )
 
 
@@ -49,7 +49,7 @@ class PlannedSelect:
     requests: tuple[ScoreRequest, ...]
 
 
-def score_requests(run: ProgramRun, position: Position, node: Select, siblings: int) -> PlannedSelect:
+def score_requests(run: ProgramRun, position: Position, node: Select, hints: Hints) -> PlannedSelect:
     """Plan a select.
 
     Raises:
@@ -60,7 +60,6 @@ def score_requests(run: ProgramRun, position: Position, node: Select, siblings: 
         raise NotYetAvailableError("this backend cannot score choices; use gen(..., regex=...) or another backend")
     spans = plan_spans(run.codec, position.tail, node.choices)
     prompt = position.begun(run.codec).ids.extend(spans.shared)
-    hints = Hints(program_id=run.program_id, siblings=siblings)
     request = ScoreRequest(
         input_ids=_prompt_ids(run, prompt) if prompt.flat() or not position.tail else least_context(run.codec),
         continuations=spans.spans,

@@ -20,7 +20,7 @@ from sgl_core.language.position import Position
 from sgl_core.language.sampling import combined_params
 from sgl_core.language.stream import StreamExecutor
 from sgl_core.language.textonly import TextOnlyCodec
-from sgl_core.types import SamplingParams
+from sgl_core.types import SEED_BITS, SamplingParams
 
 if TYPE_CHECKING:
     from sgl_core.language.state import ProgramState
@@ -30,14 +30,12 @@ __all__ = ["CURRENT_STATE", "ProgramRun", "check_seed", "derived_seed"]
 CURRENT_STATE: Final[ContextVar[ProgramState | None]] = ContextVar("sgl_current_state", default=None)
 """The state of the innermost function body that runs in this context."""
 
-_SEED_BITS: Final = 63
-
 
 def derived_seed(seed: int, *path: int) -> int:
     """A seed for one place in a program, well mixed and the same on every machine."""
     text = ",".join(str(part) for part in (seed, *path))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+    return int.from_bytes(digest, "big") >> (64 - SEED_BITS)
 
 
 def check_seed(seed: object) -> None:
@@ -46,8 +44,8 @@ def check_seed(seed: object) -> None:
     Raises:
         InvalidArgumentError: it is no int, or out of range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << _SEED_BITS:
-        raise InvalidArgumentError("seed", seed, f"an int in [0, 2**{_SEED_BITS}), or None")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << SEED_BITS:
+        raise InvalidArgumentError("seed", seed, f"an int in [0, 2**{SEED_BITS}), or None")
 
 
 class ProgramRun:

@@ -37,7 +37,7 @@ from sgl_core.language.requests import generation_request, score_requests
 from sgl_core.language.sampling import read_as
 from sgl_core.language.variables import VariableFuture
 from sgl_core.spans import ChoiceSpans
-from sgl_core.types import FinishReason, GenResult, SamplingParams, ScoreResult, Timings, Usage
+from sgl_core.types import FinishReason, GenResult, Hints, SamplingParams, ScoreResult, Timings, Usage
 
 if TYPE_CHECKING:
     from sgl_core.language.run import ProgramRun
@@ -74,7 +74,7 @@ class StreamExecutor:
         path: fork and call indices from the root; makes seeds.
         variables: what the parent had defined.
         open_role: the turn that is open at its start.
-        siblings: forks that start with it, itself not counted.
+        siblings: forks that start after it.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class StreamExecutor:
         # Below: written by the dispatcher only.
         self._position = Position()
         self._origin: Trail | None = None
+        self._fork_len = 0  # settled tokens that it has in common with its siblings
         self._error: BaseException | None = None
         self._scopes: dict[str, list[Trail | None]] = {}
         self._in_flight: tuple[Handle[Any], ...] = ()
@@ -164,7 +165,7 @@ class StreamExecutor:
         """Start streams from here. They run when this one gets here; nothing is copied and nobody waits."""
         with self._lock:
             self._check_open()
-            children = tuple(self._child(siblings=number - 1, is_fork=True) for _ in range(number))
+            children = tuple(self._child(siblings=number - 1 - i, is_fork=True) for i in range(number))
             self._enqueue([_Step(Fork(number), children=children)])
         return children
 
@@ -243,6 +244,7 @@ class StreamExecutor:
         """Start at ``position``; called once."""
         self._position = position
         self._origin = position.trail
+        self._fork_len = position.ids.length
         post(self._pump)
 
     def begin_failed(self, error: BaseException) -> None:
@@ -346,7 +348,7 @@ class StreamExecutor:
     def _generate(self, step: _Step, node: Gen, future: VariableFuture) -> None:
         params = self.run.params_for(node.options, self.path, step.index)
         prompt = self._position.settled(self.run.codec).ids
-        request = generation_request(self.run, self._position, prompt, params, self._take_siblings())
+        request = generation_request(self.run, self._position, prompt, params, self._hints())
         handle = self.run.backend.submit(request)
         future.start(handle)
         self._generating = future
@@ -377,7 +379,7 @@ class StreamExecutor:
         future.resolve(read_as(node.dtype, result.text), result.text, MappingProxyType(meta))
 
     def _select(self, step: _Step, node: Select, future: VariableFuture) -> None:
-        planned = score_requests(self.run, self._position, node, self._take_siblings())
+        planned = score_requests(self.run, self._position, node, self._hints())
         handles = tuple(self.run.backend.score(request) for request in planned.requests)
         self._generating = future
         for listener in self._listeners:
@@ -409,9 +411,9 @@ class StreamExecutor:
         }
         future.resolve(choice, choice, MappingProxyType(meta))
 
-    def _take_siblings(self) -> int:
+    def _hints(self) -> Hints:
         siblings, self._siblings = self._siblings, 0  # the first request of a fork announces the others
-        return siblings
+        return Hints(self.run.program_id, siblings, self._fork_len if siblings else 0)
 
     def _await(self, handles: tuple[Handle[Any], ...], step: _Step, finish: Callable[[], None]) -> None:
         self._in_flight = handles

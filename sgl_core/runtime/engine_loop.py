@@ -196,20 +196,30 @@ class EngineLoop:
     def _step(self) -> None:
         scheduler, runner = self._running_machine.scheduler, self._running_machine.runner
         self._deliver(scheduler.expire(time.monotonic()))
+        started = time.perf_counter()
         plan = scheduler.schedule(time.monotonic())
+        scheduled = time.perf_counter()
+        events: list[Progress | Finished] = list(scheduler.collect())
         if plan is None:
-            if not scheduler.is_idle:
+            if not events and not scheduler.is_idle:
                 raise RuntimeError("requests wait, nothing runs and nothing can be admitted")
+            self._deliver(events)
             return
-        events: Sequence[Progress | Finished]
+        result, error = None, None
+        running = time.perf_counter()
         try:
             result = runner.run(plan)
         except Exception as cause:
-            error = EngineStepError(f"the forward pass of this request's batch failed: {type(cause).__name__}: {cause}")
+            error = EngineStepError(f"the forward pass of this request failed: {type(cause).__name__}: {cause}")
             error.__cause__ = cause
-            events = scheduler.fail_step(plan, error)
+        ran = time.perf_counter()
+        if error is not None:
+            events += scheduler.fail_step(plan, error)
         else:
-            events = scheduler.update(plan, result, time.monotonic())
+            assert result is not None, "a step that did not raise has a result"
+            events += scheduler.update(plan, result, time.monotonic())
+        scheduler.counters.model_s += ran - running
+        scheduler.counters.scheduling_s += scheduled - started + time.perf_counter() - ran
         self._deliver(events)
 
     def _deliver(self, events: Sequence[Progress | Finished]) -> None:

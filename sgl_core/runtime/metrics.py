@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["Counters", "EngineStats"]
+from sgl_core.runtime.request import Kind, Request
+
+__all__ = ["CacheMiss", "Counters", "EngineStats"]
 
 
 @dataclass(slots=True)
 class Counters:
-    """Sums since the start or the last reset; written by the scheduler alone. See EngineStats for meanings."""
+    """Sums since the start or the last reset; written on the engine thread alone. See EngineStats for meanings."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -19,12 +21,73 @@ class Counters:
     prefetched_tokens: int = 0
     scored_tokens: int = 0
     jumped_tokens: int = 0
-    evicted_tokens: int = 0
     num_steps: int = 0
     num_finished: int = 0
     num_aborted: int = 0
     num_failed: int = 0
     num_retractions: int = 0
+    scheduling_s: float = 0.0
+    model_s: float = 0.0
+
+    def attached(self, request: Request) -> None:
+        """A request was admitted with ``attached_len`` tokens at hand."""
+        cached = min(request.attached_len, request.shared_prompt_len) - request.covered_len
+        if cached > 0 and _owns_prompt(request):
+            self.prompt_tokens += cached
+            self.cached_tokens += cached
+        request.covered_len = max(request.covered_len, request.attached_len)
+
+    def ran(self, request: Request, start: int, end: int) -> None:
+        """Tokens ``start:end`` of a request went through the model."""
+        first = max(start, request.covered_len)
+        self.recomputed_tokens += min(end, first) - start
+        request.covered_len = max(request.covered_len, end)
+        prompt = max(0, min(end, request.shared_prompt_len) - first)
+        if request.kind is Kind.PREFETCH:
+            self.prefetched_tokens += prompt
+        elif _owns_prompt(request):
+            self.prompt_tokens += prompt
+            self.prefilled_tokens += prompt
+        if request.kind is Kind.SCORE:
+            self.scored_tokens += max(0, end - first) - (prompt if _owns_prompt(request) else 0)
+        if request.kind is not Kind.SCORE or _owns_prompt(request):
+            request.prefilled_len += prompt
+
+
+def _owns_prompt(request: Request) -> bool:
+    """Whether its prompt is accounted for as such: a prefetch's is not, and that of a scoring once."""
+    if request.group is not None:
+        return request.group.leader is request
+    return request.kind is Kind.GENERATE
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMiss:
+    """Where a prompt left what the cache holds.
+
+    Args:
+        request_id: whose prompt. ``prompt_tokens``: its length. ``cached_tokens``: of these, cached: so the token at this
+            index is the first that differs.
+        prompt_token: that token.
+        cache_tokens: what the cache has in its place, at most a few; empty if it has nothing behind the cached part.
+        prompt_text, cache_texts: the same as text; filled in by ``Engine.stats``.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    cached_tokens: int
+    prompt_token: int
+    cache_tokens: tuple[int, ...]
+    prompt_text: str = ""
+    cache_texts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line for people."""
+        where = f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens were cached; the prompt goes on with"
+        behind = (
+            "; the cache ends there" if not self.cache_texts else f", the cache with {' or '.join(map(repr, self.cache_texts))}"
+        )
+        return f"{where} {self.prompt_text!r}{behind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +95,8 @@ class EngineStats:
     """A snapshot of one engine.
 
     Args:
-        prompt_tokens: prompt tokens of all admitted requests; the shared prompt of a scoring counts once.
+        prompt_tokens: prompt tokens of all admitted requests, as far as they are cached or run; the shared prompt of a scoring
+            counts once.
         cached_tokens: of these, not computed because their KV was there, or came from a batch mate.
         prefilled_tokens: of these, run through the model: ``prompt_tokens == cached_tokens + prefilled_tokens``.
         generated_tokens: tokens sampled.
@@ -44,9 +108,11 @@ class EngineStats:
         num_steps: forward passes.
         num_finished: requests that ended with a result; ``num_aborted`` of them by abort; ``num_failed``: with an error.
         num_retractions: running requests sent back to the queue.
+        scheduling_s: seconds spent on deciding what runs and on taking results back; ``model_s``: on running it.
         num_running: requests in the batch now; ``num_waiting``: queued.
         pool_tokens: slots in all; ``free_tokens``: unused; ``evictable_tokens``: cached, nobody uses them now;
-            ``protected_tokens``: cached and in use.
+            ``protected_tokens``: cached and in use; ``pinned_tokens``: kept by ``pin``.
+        misses: the last prompts that were not cached whole, newest last; not in the repr, as they hold prompt text.
     """
 
     prompt_tokens: int
@@ -63,12 +129,16 @@ class EngineStats:
     num_aborted: int
     num_failed: int
     num_retractions: int
+    scheduling_s: float
+    model_s: float
     num_running: int
     num_waiting: int
     pool_tokens: int
     free_tokens: int
     evictable_tokens: int
     protected_tokens: int
+    pinned_tokens: int = 0
+    misses: tuple[CacheMiss, ...] = field(default=(), repr=False)
 
     @property
     def total_computed_tokens(self) -> int:

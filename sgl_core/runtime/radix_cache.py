@@ -1,6 +1,6 @@
 """The radix tree: which token sequences have their KV in the pool, who is using them, and what goes first when it fills.
 
-Called by the scheduler, from the engine thread only. It owns the tree, the locks, the LRU order and the slots that nodes
+Called by the scheduler, from the engine thread only. It owns the tree, the locks, the stamps and the slots that nodes
 list; free slots are ``SlotAllocator``'s, and whatever ``evict`` and ``reset`` return is the caller's to free there. One
 tree per namespace: prefixes are compared token by token (no hashes, so no collisions) and never across namespaces.
 
@@ -10,15 +10,29 @@ evicts. No torch, and no work per token in Python: a match costs a few steps per
 
 from __future__ import annotations
 
-import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sgl_core.errors import InvalidArgumentError
-from sgl_core.runtime.radix_node import TreeNode, check_node, common_prefix_len
+from sgl_core.runtime.eviction import EvictionQueue
+from sgl_core.runtime.expectations import Expectations
+from sgl_core.runtime.radix_node import TreeNode, common_prefix_len
+from sgl_core.runtime.radix_tree import MAX_CONTINUATIONS, RadixTree
 
-__all__ = ["InsertResult", "MatchResult", "RadixCache", "TreeNode", "common_prefix_len"]
+__all__ = [
+    "MAX_CONTINUATIONS",
+    "MAX_SPARE_QUESTIONS",
+    "InsertResult",
+    "MatchResult",
+    "RadixCache",
+    "TreeNode",
+    "common_prefix_len",
+]
+
+MAX_SPARE_QUESTIONS = 64
+"""Leaves that one ``evict`` asks its caller about; the others go in their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +43,9 @@ class MatchResult:
     """Ends the prefix; the namespace's root when nothing matched."""
     slots: list[int]
     """The tree's slots of the prefix; its length is the matched length."""
+    continuations: tuple[int, ...] = ()
+    """First tokens of what the tree holds behind the prefix, at most ``MAX_CONTINUATIONS``, in the order in which they
+    came. None where the tree ends; one where the prefix ended inside an edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,37 +65,30 @@ class InsertResult:
     """The tree's slots of all inserted ids."""
 
 
-@dataclass(slots=True)
-class _Descent:
-    """How far some ids lead into the tree."""
-
-    path: list[TreeNode]
-    """Nodes that share at least a token with the ids, root first; all but the last shared whole."""
-    matched_len: int
-    """Tokens shared on the path."""
-    shared_in_last: int
-    """Tokens of ``path[-1].key`` that are shared."""
-
-
 class RadixCache:
     """Token sequences to KV slots, with locks and LRU eviction at token granularity.
 
     Args:
         clock: read once per match and insert to stamp the path; any unit. Default: a counter. Stamps rise by at least
             one even where the clock stands still or jumps back, so the eviction order is total and can be replayed.
+        quota_tokens: unlocked tokens that ``evict_over_quota`` leaves a namespace, so that one tenant cannot push out
+            all of another's. Default: no quota.
+
+    Raises:
+        InvalidArgumentError: ``quota_tokens`` is negative.
     """
 
-    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+    def __init__(self, clock: Callable[[], int] | None = None, *, quota_tokens: int | None = None) -> None:
         """Start empty."""
+        _check_not_negative("quota_tokens", quota_tokens)
+        self._quota_tokens = quota_tokens
         self._clock = itertools.count(1).__next__ if clock is None else clock
         self._now = 0
-        self._node_ids = itertools.count()
-        self._roots: dict[str | None, TreeNode] = {}  # a namespace has a root while it holds tokens
-        # (stamp, id, node), at most one entry a node, for every unlocked leaf; the entry of a node that was touched,
-        # locked or extended since is put right or dropped when it comes up. So never more entries than nodes.
-        self._queue: list[tuple[int, int, TreeNode]] = []
-        self._num_nodes = 0
+        self._tree = RadixTree()
+        self._queue = EvictionQueue()  # every unlocked leaf
+        self._expectations = Expectations()
         self._evictable_size = 0
+        self._evictable_in: dict[str | None, int] = {}  # by namespace, those with any
         self._protected_size = 0
 
     @property
@@ -99,45 +109,57 @@ class RadixCache:
     @property
     def num_nodes(self) -> int:
         """Nodes in the tree, roots not counted."""
-        return self._num_nodes
+        return self._tree.num_nodes
+
+    def namespace_evictable(self, namespace: str | None) -> int:
+        """Tokens of ``namespace`` that ``evict`` could free now."""
+        return self._evictable_in.get(namespace, 0)
 
     def namespaces(self) -> list[str | None]:
         """Namespaces that hold tokens."""
-        return list(self._roots)
+        return self._tree.namespaces()
 
     def walk(self) -> Iterator[TreeNode]:
         """Yield every node, parents before children, roots left out. The tree must not change meanwhile."""
-        for root in self._roots.values():
-            stack = list(root.children.values())
-            while stack:
-                node = stack.pop()
-                yield node
-                stack.extend(node.children.values())
+        return self._tree.walk()
 
     # ---- looking up and adding ---------------------------------------------------------------------------------------
-    def match_prefix(self, ids: Sequence[int], *, namespace: str | None = None, limit: int | None = None) -> MatchResult:
+    def match_prefix(
+        self,
+        ids: Sequence[int],
+        *,
+        namespace: str | None = None,
+        limit: int | None = None,
+        max_levels: int | None = None,
+    ) -> MatchResult:
         """Find the longest cached prefix of ``ids`` and stamp it as just used.
 
-        Mutates: where the prefix ends inside a node, the node is split there, so that ``MatchResult.node`` ends it.
+        Mutates: where the prefix ends inside a node, the node is split there, so that ``MatchResult.node`` ends it. Counts
+        as one use of every prefix on its path of which uses are expected.
 
         Args:
             ids: a whole prompt.
             namespace: prefixes of other namespaces are not seen.
             limit: match at most this many tokens; a scheduler passes ``len(ids) - 1``, since logits need one token.
+            max_levels: match at most this many nodes below the root; 1 is a cache without the tree's depth.
 
         Raises:
-            InvalidArgumentError: ``limit`` is negative.
+            InvalidArgumentError: ``limit`` or ``max_levels`` is negative.
         """
-        if limit is not None and limit < 0:
-            raise InvalidArgumentError("limit", limit, "None or a non-negative int")
-        descent = self._descend(tuple(ids if limit is None else ids[:limit]), namespace)
-        node = self._end_of(descent)
+        _check_not_negative("limit", limit)
+        _check_not_negative("max_levels", max_levels)
+        descent = self._tree.descend(tuple(ids if limit is None else ids[:limit]), namespace, max_levels)
+        continuations = descent.continuations()
+        node = self._tree.end_of(descent)
         self._stamp(node)
-        return MatchResult(node, node.path_slots())
+        for met in self._expectations.count_match(node):
+            self._queue.lower(met)
+        return MatchResult(node, node.path_slots(), continuations)
 
-    def peek_prefix_len(self, ids: Sequence[int], *, namespace: str | None = None) -> int:
-        """Length of the longest cached prefix of ``ids``; changes nothing, not even the LRU order."""
-        return self._descend(tuple(ids), namespace).matched_len
+    def peek_prefix_len(self, ids: Sequence[int], *, namespace: str | None = None, max_levels: int | None = None) -> int:
+        """Length of the prefix that ``match_prefix`` would find; changes nothing, not even the LRU order."""
+        _check_not_negative("max_levels", max_levels)
+        return self._tree.descend(tuple(ids), namespace, max_levels).matched_len
 
     def insert(self, ids: Sequence[int], slots: Sequence[int], *, namespace: str | None = None) -> InsertResult:
         """Put ``ids`` into the tree and hand it the slots of those that it does not have.
@@ -156,13 +178,14 @@ class RadixCache:
         if len(slots) != len(ids):
             raise InvalidArgumentError("slots", f"{len(slots)} slots", f"one per id, {len(ids)}")
         key = tuple(ids)
-        descent = self._descend(key, namespace)
-        node = self._end_of(descent)
+        descent = self._tree.descend(key, namespace)
+        node = self._tree.end_of(descent)
         present_len = descent.matched_len
         if present_len < len(key):
-            node = self._add_leaf(node, key[present_len:], list(slots[present_len:]))
+            node = self._tree.add_leaf(node, key[present_len:], list(slots[present_len:]))
+            self._count_evictable(namespace, len(key) - present_len)
         self._stamp(node)
-        self._enqueue(node)
+        self._queue.push(node)
         return InsertResult(node, present_len, node.path_slots())
 
     # ---- locking -----------------------------------------------------------------------------------------------------
@@ -172,17 +195,16 @@ class RadixCache:
         Raises:
             InvalidArgumentError: ``node`` was evicted.
         """
-        if node.parent is None and node.key:
-            cure = "Lock what a match returns before the next evict() or reset(), or match again."
-            raise InvalidArgumentError("node", node, "a node that is still in the tree", cure)
-        part = node
+        _check_in_tree(node)
+        part, newly_locked = node, 0
         while part.parent is not None:
             if part.lock_ref == 0:
-                self._evictable_size -= len(part.key)
-                self._protected_size += len(part.key)
+                newly_locked += len(part.key)
             part.lock_ref += 1
             part = part.parent
         part.lock_ref += 1
+        self._protected_size += newly_locked
+        self._count_evictable(node.namespace, -newly_locked)
 
     def dec_lock_ref(self, node: TreeNode) -> None:
         """Take back one ``inc_lock_ref`` on the same node.
@@ -192,22 +214,75 @@ class RadixCache:
         """
         if node.lock_ref == 0:
             raise InvalidArgumentError("node", node, "a locked node", "Unlock each handle once.")
-        part = node
+        part, unlocked = node, 0
         while part.parent is not None:
             part.lock_ref -= 1
             if part.lock_ref == 0:
-                self._protected_size -= len(part.key)
-                self._evictable_size += len(part.key)
+                unlocked += len(part.key)
             part = part.parent
         part.lock_ref -= 1
-        self._enqueue(node)  # the parts above have a child, so only this one can be a leaf
+        self._protected_size -= unlocked
+        self._count_evictable(node.namespace, unlocked)
+        self._queue.push(node)  # the parts above have a child, so only this one can be a leaf
+
+    # ---- hints -------------------------------------------------------------------------------------------------------
+    def expect(self, node: TreeNode, uses: int) -> None:
+        """Announce that ``uses`` more matches will go through the end of ``node``.
+
+        Until they did, or ``EXPECTATION_STAMPS`` matches and inserts passed, the node is evicted only when no leaf is
+        left of which nothing is expected. If it goes all the same, the rest of its prefix is expected instead. Of several
+        announcements the largest holds, so each request of a program may say how many are still to come; the deadline
+        starts anew with each. Without effect on a root.
+
+        Raises:
+            InvalidArgumentError: ``uses`` is negative, or ``node`` was evicted.
+        """
+        _check_not_negative("uses", uses)
+        _check_in_tree(node)
+        self._drop_old_expectations()  # none comes back with the next
+        if uses and node.parent is not None:
+            self._expectations.add(node, uses)
+
+    def forget(self, node: TreeNode, keep_len: int, *, spoiled: bool = False) -> list[int]:
+        """Drop what only the sequence that ends at ``node`` used, for it will not be used again.
+
+        Goes up from ``node`` as long as what it meets is an unlocked leaf of which nothing is expected: what others
+        lock, continue or announced stays, and so do the first ``keep_len`` tokens. A node that was evicted since is no
+        error.
+
+        Args:
+            node: end of the sequence.
+            keep_len: its leading tokens that stay.
+            spoiled: its KV is wrong, so it goes whatever is expected of it.
+
+        Returns:
+            The slots, which the caller frees.
+
+        Raises:
+            InvalidArgumentError: ``keep_len`` is negative.
+        """
+        _check_not_negative("keep_len", keep_len)
+        self._drop_old_expectations()
+        freed: list[int] = []
+        surplus = node.path_len - keep_len
+        while len(freed) < surplus and node.is_unlocked_leaf and (spoiled or node.expectation is None):
+            parent = node.parent
+            assert parent is not None  # or it were no leaf that may be evicted
+            freed += self._drop_tail(node, surplus - len(freed))
+            node = parent
+        return freed
 
     # ---- evicting ----------------------------------------------------------------------------------------------------
-    def evict(self, num_tokens: int) -> list[int]:
+    def evict(self, num_tokens: int, *, spare: Callable[[TreeNode], bool] | None = None) -> list[int]:
         """Drop the least recently used unlocked tokens and return their slots, which the caller frees.
 
         Takes whole leaves in LRU order, a parent becoming a leaf when its last child goes, and of the last leaf only
-        the tail that is needed.
+        the tail that is needed. Leaves that are expected or spared go when no other is left.
+
+        Args:
+            num_tokens: slots that are wanted.
+            spare: whether somebody is about to use this leaf; asked of the first ``MAX_SPARE_QUESTIONS`` leaves whose
+                turn it is. It must neither raise nor change the tree.
 
         Returns:
             Exactly ``min(num_tokens, evictable_size)`` slots.
@@ -215,22 +290,43 @@ class RadixCache:
         Raises:
             InvalidArgumentError: ``num_tokens`` is negative.
         """
-        if num_tokens < 0:
-            raise InvalidArgumentError("num_tokens", num_tokens, "a non-negative int")
+        _check_not_negative("num_tokens", num_tokens)
+        self._drop_old_expectations()
+        questions = MAX_SPARE_QUESTIONS
+        spared: dict[int, TreeNode] = {}
         freed: list[int] = []
         wanted = min(num_tokens, self._evictable_size)
         while len(freed) < wanted:
-            leaf = self._pop_oldest_leaf()
-            keep = len(leaf.key) - (wanted - len(freed))
-            if keep > 0:
-                freed += leaf.slots[keep:]
-                leaf.key = leaf.key[:keep]
-                del leaf.slots[keep:]
-                self._enqueue(leaf)
-            else:
-                freed += leaf.slots
-                self._remove_leaf(leaf)
-        self._evictable_size -= len(freed)
+            leaf = self._queue.pop()
+            assert leaf is not None  # unlocked tokens end in an unlocked leaf
+            if spare is not None and questions and leaf.expectation is None and leaf.id not in spared:
+                questions -= 1
+                if spare(leaf):
+                    spared[leaf.id] = leaf
+                    self._queue.push_last(leaf)
+                    continue
+            freed += self._drop_tail(leaf, wanted - len(freed))
+        for leaf in spared.values():
+            self._queue.lower(leaf)
+        return freed
+
+    def evict_over_quota(self, namespace: str | None) -> list[int]:
+        """Drop the least recently used unlocked tokens that ``namespace`` has beyond ``quota_tokens``, expected ones last.
+
+        Returns:
+            Their slots, which the caller frees; none without a quota.
+        """
+        if self._quota_tokens is None:
+            return []
+        surplus = self.namespace_evictable(namespace) - self._quota_tokens
+        if surplus <= 0:
+            return []
+        self._drop_old_expectations()
+        freed: list[int] = []
+        while len(freed) < surplus:
+            leaf = self._queue.pop_within(namespace)
+            assert leaf is not None  # as in evict
+            freed += self._drop_tail(leaf, surplus - len(freed))
         return freed
 
     def reset(self) -> list[int]:
@@ -239,22 +335,18 @@ class RadixCache:
 
     # ---- checking ----------------------------------------------------------------------------------------------------
     def check_invariants(self) -> None:
-        """Walk the whole tree and compare it with the counters, the stamps, the locks and the eviction queue.
+        """Walk the whole tree and compare it with the counters, the stamps, the locks, the queue and the expectations.
 
         Raises:
             AssertionError: names the node or counter, what it holds and what was expected. A debugging aid: costs a
                 step per token.
         """
-        self._check_roots()
-        seen_nodes: set[int] = set()
+        nodes = self._tree.check(self._now)
         seen_slots: set[int] = set()
         leaf_stamps: set[int] = set()
-        sizes = {True: 0, False: 0}  # by "is locked"
-        for node in self.walk():
-            if node.id in seen_nodes:
-                raise AssertionError(f"{node}: another node has its id")
-            seen_nodes.add(node.id)
-            check_node(node)
+        protected = 0
+        evictable: Counter[str | None] = Counter()
+        for node in nodes:
             for slot in node.slots:
                 if slot in seen_slots:
                     raise AssertionError(f"{node}: slot {slot} is in the tree twice")
@@ -263,126 +355,65 @@ class RadixCache:
                 if node.last_access in leaf_stamps:
                     raise AssertionError(f"{node}: another leaf has its stamp {node.last_access}, so LRU has no order")
                 leaf_stamps.add(node.last_access)
-            sizes[node.lock_ref > 0] += len(node.key)
+            if node.lock_ref:
+                protected += len(node.key)
+            else:
+                evictable[node.namespace] += len(node.key)
         for name, counter, recount in (
-            ("num_nodes", self._num_nodes, len(seen_nodes)),
-            ("evictable_size", self._evictable_size, sizes[False]),
-            ("protected_size", self._protected_size, sizes[True]),
+            ("evictable_size", self._evictable_size, evictable.total()),
+            ("protected_size", self._protected_size, protected),
+            ("evictable tokens by namespace", self._evictable_in, dict(evictable)),
         ):
             if counter != recount:
                 raise AssertionError(f"{name} is {counter}, the tree holds {recount}")
-        self._check_queue(seen_nodes)
+        self._queue.check(nodes)
+        self._expectations.check(nodes)
 
-    def _check_roots(self) -> None:
-        for namespace, root in self._roots.items():
-            if root.parent is not None or root.key or not root.children or root.namespace != namespace:
-                raise AssertionError(f"root of namespace {namespace!r}: {root} is no root, is empty or is another's")
-            if root.last_access > self._now:
-                raise AssertionError(f"{root}: stamped {root.last_access}, in the future of {self._now}")
-            check_node(root)
+    # ---- what every change goes through ------------------------------------------------------------------------------
+    def _drop_tail(self, leaf: TreeNode, num_tokens: int) -> list[int]:
+        """Drop the last ``num_tokens`` tokens of an unlocked leaf, or all of it, and return their slots."""
+        keep = max(0, len(leaf.key) - num_tokens)
+        freed = leaf.slots[keep:]
+        if keep:
+            leaf.key = leaf.key[:keep]
+            del leaf.slots[keep:]
+            self._queue.push(leaf)
+        else:
+            self._queue.discard(leaf)
+            parent = self._tree.remove_leaf(leaf)
+            self._expectations.move_up(leaf, parent)
+            self._queue.push(parent)
+        self._count_evictable(leaf.namespace, -len(freed))
+        return freed
 
-    def _check_queue(self, alive: set[int]) -> None:
-        entries = {node.id: stamp for stamp, _, node in self._queue}
-        if len(entries) != len(self._queue):
-            raise AssertionError(f"eviction queue: {len(self._queue)} entries for {len(entries)} nodes, expected one each")
-        if not entries.keys() <= alive:
-            raise AssertionError(f"eviction queue: nodes {sorted(entries.keys() - alive)} are not in the tree")
-        for node in self.walk():
-            if node.queued != (node.id in entries):
-                raise AssertionError(f"{node}: queued is {node.queued}, against the eviction queue")
-            if node.is_unlocked_leaf and not node.queued:
-                raise AssertionError(f"{node}: an unlocked leaf that the eviction queue does not know")
-            if node.queued and entries[node.id] > node.last_access:
-                raise AssertionError(f"{node}: queued as of {entries[node.id]}, after its stamp {node.last_access}")
+    def _count_evictable(self, namespace: str | None, change: int) -> None:
+        self._evictable_size += change
+        tokens = self._evictable_in.get(namespace, 0) + change
+        if tokens:
+            self._evictable_in[namespace] = tokens
+        else:
+            self._evictable_in.pop(namespace, None)
 
-    # ---- the tree ----------------------------------------------------------------------------------------------------
-    def _new_root(self, namespace: str | None) -> TreeNode:
-        """A root outside the tree: it joins ``_roots`` with its first child, so asking about a namespace costs nothing."""
-        return TreeNode(next(self._node_ids), namespace)
-
-    def _descend(self, ids: tuple[int, ...], namespace: str | None) -> _Descent:
-        node = self._roots.get(namespace) or self._new_root(namespace)
-        path = [node]
-        position = shared = 0
-        while shared == len(node.key) and position < len(ids):
-            child = node.children.get(ids[position])
-            if child is None:
-                break
-            node = child
-            path.append(node)
-            shared = common_prefix_len(node.key, ids[position : position + len(node.key)])
-            position += shared
-        return _Descent(path, position, shared)
-
-    def _end_of(self, descent: _Descent) -> TreeNode:
-        """The node that ends where the descent does; splits the last one where it goes on."""
-        last = descent.path[-1]
-        return last if descent.shared_in_last == len(last.key) else self._split(last, descent.shared_in_last)
-
-    def _split(self, node: TreeNode, at: int) -> TreeNode:
-        """Put a new node above ``node`` that takes its first ``at`` tokens, and return it.
-
-        Both parts carry every lock: a handle on ``node`` or below protects the whole path.
-        """
-        parent = node.parent
-        assert parent is not None  # only an edge with tokens is ever split
-        upper = TreeNode(
-            id=next(self._node_ids),
-            namespace=node.namespace,
-            key=node.key[:at],
-            slots=node.slots[:at],
-            parent=parent,
-            children={node.key[at]: node},
-            lock_ref=node.lock_ref,
-            last_access=node.last_access,
-        )
-        parent.children[upper.key[0]] = upper
-        node.parent = upper
-        node.key = node.key[at:]
-        del node.slots[:at]
-        self._num_nodes += 1
-        return upper
-
-    def _add_leaf(self, parent: TreeNode, key: tuple[int, ...], slots: list[int]) -> TreeNode:
-        leaf = TreeNode(next(self._node_ids), parent.namespace, key, slots, parent)
-        parent.children[key[0]] = leaf
-        if parent.parent is None:
-            self._roots[parent.namespace] = parent
-        self._num_nodes += 1
-        self._evictable_size += len(key)
-        return leaf
-
-    def _remove_leaf(self, leaf: TreeNode) -> None:
-        parent = leaf.parent
-        assert parent is not None  # roots are never queued
-        del parent.children[leaf.key[0]]
-        leaf.parent = None
-        self._num_nodes -= 1
-        if parent.parent is not None:
-            self._enqueue(parent)
-        elif not parent.children:
-            del self._roots[parent.namespace]
+    def _drop_old_expectations(self) -> None:
+        for node in self._expectations.run_out():
+            self._queue.lower(node)
 
     def _stamp(self, node: TreeNode) -> None:
         """Mark the path down to ``node`` as used now."""
+        self._expectations.count_stamp()
         self._now = max(self._now + 1, self._clock())
         part: TreeNode | None = node
         while part is not None:
             part.last_access = self._now
             part = part.parent
 
-    # ---- the eviction queue ------------------------------------------------------------------------------------------
-    def _enqueue(self, node: TreeNode) -> None:
-        """Let ``node`` be evicted in its turn, if it is an unlocked leaf and not waiting already."""
-        if node.is_unlocked_leaf and not node.queued:
-            node.queued = True
-            heapq.heappush(self._queue, (node.last_access, node.id, node))
 
-    def _pop_oldest_leaf(self) -> TreeNode:
-        """Take the least recently used unlocked leaf out of the queue; there is one while ``evictable_size`` > 0."""
-        while True:
-            stamp, _, node = heapq.heappop(self._queue)
-            node.queued = False
-            if stamp == node.last_access and node.is_unlocked_leaf:
-                return node
-            self._enqueue(node)  # touched since: back in at its new place; locked or extended: out
+def _check_not_negative(argument: str, given: int | None) -> None:
+    if given is not None and given < 0:
+        raise InvalidArgumentError(argument, given, "a non-negative int")
+
+
+def _check_in_tree(node: TreeNode) -> None:
+    if node.is_evicted:
+        cure = "Lock what a match returns before the next evict() or reset(), or match again."
+        raise InvalidArgumentError("node", node, "a node that is still in the tree", cure)

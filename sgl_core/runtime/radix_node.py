@@ -1,6 +1,7 @@
 """One node of the radix tree: an edge of token ids with their KV slots, and what holds for a node seen alone.
 
-``RadixCache`` is the only writer of every field. The scheduler keeps nodes as handles: it locks and unlocks them and
+``RadixCache`` is the only writer of every field, but for the two that it leaves to its eviction queue and its
+expectations. The scheduler keeps nodes as handles: it locks and unlocks them and
 reads their path, no more.
 """
 
@@ -9,6 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sgl_core.runtime.eviction import QueueEntry
+    from sgl_core.runtime.expectations import Expectation
 
 __all__ = ["TreeNode", "check_node", "common_prefix_len"]
 
@@ -39,8 +45,15 @@ class TreeNode:
     """Handles on this node and below it; what is locked is not evicted."""
     last_access: int = 0
     """Stamp of the last match or insert that went through; never below a child's."""
-    queued: bool = False
-    """Whether the eviction queue has an entry for it."""
+    entry: QueueEntry | None = None
+    """Its place in the eviction queue, which alone writes this."""
+    expectation: Expectation | None = None
+    """Uses that programs announced for exactly the ids that end here; ``Expectations`` alone writes this."""
+
+    @property
+    def is_evicted(self) -> bool:
+        """Whether the handle is stale: the tree let go of this node."""
+        return self.parent is None and bool(self.key)
 
     @property
     def path_len(self) -> int:

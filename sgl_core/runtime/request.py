@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Protocol
 
 from sgl_core.runtime.radix_cache import TreeNode
-from sgl_core.types import SamplingParams
+from sgl_core.types import Hints, SamplingParams
 
 __all__ = ["Kind", "Request", "ScoreGroup", "State", "TextSink"]
 
@@ -24,7 +24,7 @@ class Kind(Enum):
 
 
 class State(Enum):
-    """The state machine: WAITING -> RUNNING -> FINISHED, or WAITING -> FINISHED."""
+    """The state machine: WAITING -> RUNNING -> FINISHED; RUNNING -> WAITING when retracted; WAITING -> FINISHED."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -63,7 +63,7 @@ class Request:
         sink: its text; None for SCORE and PREFETCH.
         score_from: SCORE: index of the first scored token, at least 1. ``group``: SCORE: shared by all continuations.
         namespace: part of the tree's key. ``use_tree``: False shares nothing.
-        priority: see GenRequest.
+        priority: see GenRequest. ``hints``: see Hints.
         deadline: on the scheduler's clock, seconds; None is never.
         arrival: order of submission, unique.
     """
@@ -82,6 +82,7 @@ class Request:
     use_tree: bool = True
     priority: int = 0
     deadline: float | None = None
+    hints: Hints = field(default_factory=Hints)
     arrival: int = -1
     prompt_len: int = field(init=False)
     state: State = State.WAITING
@@ -94,10 +95,12 @@ class Request:
     """The locked end of the tree-owned prefix while RUNNING."""
     computed_len: int = 0
     """Leading tokens whose KV is computed."""
-    cached_len: int = 0
-    """``computed_len`` at first admission."""
-    overtaken: int = 0
-    """Admissions of requests that arrived later, since this one waits."""
+    attached_len: int = 0
+    """Of these, those that were there at its last admission."""
+    covered_len: int = 0
+    """Leading tokens that are accounted for, as cached or as run; never falls."""
+    prefilled_len: int = 0
+    """Prompt tokens that were run for this request first of all."""
     logprobs: list[float] = field(default_factory=list)
     """SCORE: natural-log probabilities gathered so far."""
     admitted_at: float = 0.0
@@ -118,14 +121,35 @@ class Request:
         return (self.score_from if self.kind is Kind.SCORE else len(self.ids)) - 1
 
     @property
+    def is_prefilling(self) -> bool:
+        """Whether it has yet to run more than the one token of a decode step."""
+        return not self.num_generated or self.target_len - self.computed_len > 1
+
+    @property
+    def shared_prompt_len(self) -> int:
+        """Tokens that count as its prompt: of a continuation, those before the scored ones."""
+        return self.score_from if self.kind is Kind.SCORE else self.prompt_len
+
+    @property
+    def cached_len(self) -> int:
+        """Prompt tokens that were not computed for it at its first admission; final once it has ended."""
+        return self.shared_prompt_len - self.prefilled_len
+
+    @property
+    def program_id(self) -> str | None:
+        """The program run that it belongs to, if it said so."""
+        return self.hints.program_id
+
+    @property
     def num_generated(self) -> int:
         """Tokens sampled so far."""
         return len(self.ids) - self.prompt_len
 
     @property
     def remaining_slots(self) -> int:
-        """Slots it may still ask for, beyond those it has: its unrun prompt and its budget, less the last token's."""
-        return max(0, self.prompt_len + self.max_new_tokens - (1 if self.max_new_tokens else 0) - len(self.slots))
+        """Slots it may still ask for, beyond those it has. The last token of a generation or a continuation needs none."""
+        total = self.prompt_len if self.kind is Kind.PREFETCH else self.prompt_len + self.max_new_tokens - 1
+        return max(0, total - len(self.slots))
 
     def output_ids(self) -> Sequence[int]:
         """Tokens sampled so far."""

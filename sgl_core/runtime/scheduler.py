@@ -1,37 +1,69 @@
 """The scheduler: who runs in the next step, on which slots; a pure step without torch, clock or model.
 
 ``schedule()`` gives a plan, the runner runs it, ``update()`` takes the result back and says what happened. The scheduler
-owns the waiting and running requests; the tree and the allocator are its own too, so every slot has one owner at any time:
-free (allocator), cached (tree) or private (a request). The engine thread alone calls it.
+owns the running requests and, through its waiting queue and its memory, the waiting ones and all slots. The engine thread
+alone calls it.
 
-A prompt enters the tree when it is *scheduled*, not when it is done: requests that are admitted later in the same step
-match it and ride along, because a step stores all new keys before it attends. A request whose prefix another one is still
-prefilling in chunks waits for it instead of computing it again.
+- A prompt enters the tree when it is *scheduled*: requests that are admitted later in the same step match it and ride
+  along, because a step stores all new keys before it attends. While a long prompt is prefilled in chunks nobody is
+  admitted, so nobody can compute its prefix a second time.
+- Admission promises what requests are expected to use, not what they might. When slots run out all the same, the request
+  that came last goes back to the queue with its output, and its KV stays in the tree while there is room.
+- A step that raises is taken apart: all of its requests go back to the queue and are tried alone, and the one that fails
+  alone ends with the error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
-from enum import Enum
+from dataclasses import dataclass
+from itertools import chain
 
-from sgl_core.errors import DeadlineExceeded
+from sgl_core.errors import DeadlineExceeded, EngineStepError
 from sgl_core.runtime.allocator import SlotAllocator
-from sgl_core.runtime.metrics import Counters, EngineStats
+from sgl_core.runtime.growth import GrowthEstimate
+from sgl_core.runtime.memory import KVMemory
+from sgl_core.runtime.metrics import CacheMiss, Counters, EngineStats
 from sgl_core.runtime.plan import Finished, Progress, StepPlan, StepResult, Work
-from sgl_core.runtime.policy import make_policy
-from sgl_core.runtime.radix_cache import RadixCache, common_prefix_len
+from sgl_core.runtime.radix_cache import RadixCache
 from sgl_core.runtime.request import Kind, Request, State
 from sgl_core.runtime.sharing import find_shared_prefixes
+from sgl_core.runtime.waiting import WaitingQueue
 from sgl_core.types import FinishReason
 
-__all__ = ["Scheduler"]
+__all__ = ["Scheduler", "SchedulerOptions"]
+
+_log = logging.getLogger(__name__)
+
+_REPORTED_MISSES = 16
 
 
-class _Admission(Enum):
-    ADMITTED = "admitted"
-    AWAITS_PREFIX = "another request is computing its prefix"
-    NO_ROOM = "no room"
+@dataclass(frozen=True, slots=True)
+class SchedulerOptions:
+    """What comparisons and tenants change; see ``sgl_core.config.EngineConfig`` for the meanings.
+
+    Args:
+        seed: of the random policy.
+    """
+
+    in_flight_sharing: bool = True
+    cascade: bool = True
+    cache_levels: int | None = None
+    namespace_quota_tokens: int | None = None
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class _Span:
+    """Tokens of a running request that are to run; the runner's table has its slots before ``table_start``."""
+
+    request: Request
+    start: int
+    end: int
+    table_start: int
 
 
 class Scheduler:
@@ -42,26 +74,55 @@ class Scheduler:
         max_running: requests in one batch.
         chunk_tokens: prompt tokens a step at most; decodes come on top.
         policy: see ``sgl_core.config.POLICIES``.
+        options: None is the defaults.
     """
 
-    def __init__(self, num_slots: int, *, max_running: int, chunk_tokens: int, policy: str) -> None:
-        self.tree = RadixCache()
-        self.allocator = SlotAllocator(num_slots)
+    def __init__(
+        self,
+        num_slots: int,
+        *,
+        max_running: int,
+        chunk_tokens: int,
+        policy: str,
+        options: SchedulerOptions | None = None,
+    ) -> None:
+        options = options or SchedulerOptions()
+        tree = RadixCache(quota_tokens=options.namespace_quota_tokens)
+        self._waiting = WaitingQueue(policy, tree, options.seed)
+        self.memory = KVMemory(tree, SlotAllocator(num_slots), self._waiting, max_levels=options.cache_levels)
         self.counters = Counters()
+        self._options = options
         self._max_running = max_running
         self._chunk_tokens = chunk_tokens
-        self._order = make_policy(policy)
-        self._waiting: dict[str, Request] = {}
+        self._growth = GrowthEstimate()
         self._running: dict[str, Request] = {}
+        self._suspects: dict[str, Request] = {}  # waiting to be tried alone, after a step of theirs raised
+        self._ended: list[Finished] = []
+        self._misses: deque[CacheMiss] = deque(maxlen=_REPORTED_MISSES)
         self._free_rows = list(range(max_running - 1, -1, -1))
         self._arrivals = 0
+
+    @property
+    def tree(self) -> RadixCache:
+        """The prefix cache."""
+        return self.memory.tree
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are not admitted."""
+        return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs, nothing waits, and all ends were collected."""
+        return not self._waiting and not self._running and not self._ended
 
     # ---- the queue ---------------------------------------------------------------------------------------------------
     def add(self, request: Request) -> None:
         """Queue a request. It must fit the pool on its own (the engine checks that at submit)."""
         request.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting[request.id] = request
+        self._waiting.add(request)
 
     def abort(self, request_id: str) -> Finished | None:
         """End a request with what it has; None if it is not here any more."""
@@ -72,27 +133,34 @@ class Scheduler:
         return self._finish(request, FinishReason.ABORT)
 
     def expire(self, now: float) -> list[Finished]:
-        """End every request whose deadline has passed."""
-        late = [r for r in self._requests() if r.deadline is not None and r.deadline <= now]
+        """End every request whose deadline has passed, and let expired pins go."""
+        self.memory.expire_pins(now)
+        late = [r for r in self._running.values() if r.deadline is not None and r.deadline <= now]
+        late += self._waiting.late(now)
         return [self._finish(r, None, error=DeadlineExceeded("timeout_s passed before the request was done")) for r in late]
 
     def fail_all(self, error: Exception) -> list[Finished]:
         """End every request with one error."""
         return [self._finish(r, None, error=error) for r in list(self._requests())]
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests that are not admitted yet."""
-        return len(self._waiting)
+    def retract(self, request_id: str) -> bool:
+        """Send a running request back to the queue, where it is next; False if it does not run."""
+        request = self._running.get(request_id)
+        if request is not None:
+            self._retract(request)
+        return request is not None
 
-    @property
-    def is_idle(self) -> bool:
-        """Nothing runs and nothing waits."""
-        return not self._waiting and not self._running
+    def collect(self) -> list[Finished]:
+        """Take the requests that ended inside ``schedule``."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def flush(self) -> None:
+        """Drop every cached prefix that no running request uses and no pin keeps."""
+        self.memory.flush()
 
     def _requests(self) -> Iterator[Request]:
-        yield from self._running.values()
-        yield from self._waiting.values()
+        return chain(self._running.values(), self._waiting)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
     def schedule(self, now: float) -> StepPlan | None:
@@ -102,38 +170,30 @@ class Scheduler:
             now: seconds on the caller's clock, for the requests' timings.
 
         Returns:
-            The plan, whose slots are allocated and whose prefixes are locked; None if nothing can run.
+            The plan, whose slots are allocated and whose prefixes are locked; None if nothing can run. Requests that could
+            not be given slots because of an error have ended: ``collect`` them.
         """
-        spans = [(r, r.computed_len, r.target_len) for r in self._running.values() if r.num_generated]
-        budget = self._chunk_tokens
-        for request in self._running.values():
-            if not request.num_generated and budget > 0:
-                end = min(request.target_len, request.computed_len + budget)
-                spans.append((request, request.computed_len, end))
-                budget -= end - request.computed_len
-        table_starts = [start for _, start, _ in spans]
-        for request, _, end in spans:
-            self._give_slots(request, end)
-        for request in self._admissions():
-            if budget <= 0:
-                break
-            admission = self._admit(request)
-            if admission is _Admission.NO_ROOM:
-                break
-            if admission is _Admission.ADMITTED:
-                request.admitted_at = now
-                end = min(request.target_len, request.computed_len + budget)
-                budget -= end - request.computed_len
-                spans.append((request, request.computed_len, end))
-                table_starts.append(0)
-                self._give_slots(request, end)
+        if self._suspects:
+            spans = self._one_suspect(now)
+        else:
+            self._make_way()
+            spans = self._continue_running()
+            self._admit(spans, now)
         if not spans:
             return None
         self.counters.num_steps += 1
-        shared, covered = find_shared_prefixes([(r.node, start) for r, start, _ in spans])
+        ends = [(span.request.node if self._options.cascade else None, span.start) for span in spans]
+        shared, covered = find_shared_prefixes(ends)
         works = tuple(
-            Work(r, start, end, table_start, shared_len, sample=end == r.target_len and r.kind is Kind.GENERATE)
-            for (r, start, end), table_start, shared_len in zip(spans, table_starts, covered, strict=True)
+            Work(
+                span.request,
+                span.start,
+                span.end,
+                span.table_start,
+                shared_len,
+                sample=span.end == span.request.target_len and span.request.kind is Kind.GENERATE,
+            )
+            for span, shared_len in zip(spans, covered, strict=True)
         )
         return StepPlan(works, shared)
 
@@ -142,151 +202,191 @@ class Scheduler:
         events: list[Progress | Finished] = []
         for index, work in enumerate(plan.works):
             request = work.request
+            self.counters.ran(request, work.start, work.end)
             request.computed_len = work.end
             error = result.errors[index]
             if error is not None:
-                events.append(self._finish(request, None, error=error))
+                self.memory.hold_spoiled(request, request.attached_len)
+                events.append(self._finish(request, None, error=error, keep=False))
                 continue
+            if not self._options.in_flight_sharing:
+                self._publish_computed(request)
             request.logprobs.extend(result.logprobs[index])
-            if work.end < request.target_len:
-                continue
-            token = result.tokens[index]
-            if token is None:
-                events.append(self._finish(request, FinishReason.STOP))
-            else:
-                events.extend(self._take_token(request, token, now))
+            if work.end == request.target_len:
+                events.extend(self._complete(request, result.tokens[index], now))
+            if self._suspects.pop(request.id, None) is not None and request.state is State.RUNNING:
+                self._retract(request)  # it has stood the test; the others need the room for theirs
+        self.memory.drop_spoiled()
         return events
 
     def fail_step(self, plan: StepPlan, error: Exception) -> list[Finished]:
-        """A step raised: end its requests, and forget all KV that nobody else holds, as this step's was never computed."""
-        failed = [self._finish(work.request, None, error=error, keep=False) for work in plan.works]
-        self.flush()
+        """A step raised: what it should have computed is forgotten, and if it ran one request only, that one ends.
+
+        Several go back to the queue, and the next steps try each of them alone.
+        """
+        for work in plan.works:
+            self.memory.hold_spoiled(work.request, work.start)
+        if len(plan.works) == 1:
+            failed = [self._finish(plan.works[0].request, None, error=error, keep=False)]
+        else:
+            failed = []
+            for request in list(self._running.values()):
+                self._retract(request)
+            self._suspects.update((work.request.id, work.request) for work in plan.works)
+        self.memory.drop_spoiled()
         return failed
 
-    def flush(self) -> None:
-        """Drop every cached prefix that no running request uses."""
-        self.allocator.free(self.tree.reset())
+    def _publish_computed(self, request: Request) -> None:
+        try:
+            self.memory.publish(request, min(request.computed_len, request.prompt_len))
+        except Exception:
+            _log.exception("a request's KV could not be shared")
+
+    # ---- running requests --------------------------------------------------------------------------------------------
+    def _continue_running(self) -> list[_Span]:
+        """What running requests do next, with slots for it; retracts until there is room."""
+        while True:
+            spans = self._running_spans()
+            wanted = sum(span.end - len(span.request.slots) for span in spans)
+            if wanted <= self.memory.available:
+                break
+            if len(self._running) > 1 or not self.memory.yield_pin():
+                self._growth.retracted()
+                self._retract(self._last_in_rank())
+        with contextlib.suppress(Exception):  # where it fails again, growing tells whose slots were lacking
+            self.memory.make_room(wanted)
+        return [span for span in spans if self._grow(span)]
+
+    def _make_way(self) -> None:
+        """Retract running requests for a waiting one of higher priority that finds no row or no room otherwise."""
+        if not self._waiting.ranks_by_priority:
+            return
+        while self._running and (request := self._waiting.best()) is not None:
+            last = self._last_in_rank()
+            if last.priority >= request.priority or (self._free_rows and self._may_fit(request, self._promised())):
+                return
+            self._retract(last)
+
+    def _promised(self) -> int:
+        """Slots that running requests are expected to ask for."""
+        return sum(map(self._growth.expected_slots, self._running.values()))
+
+    def _may_fit(self, request: Request, promised: int) -> bool:
+        """Whether there is room for a waiting request, if what it shares was not in the way; changes nothing."""
+        cached = self.tree.peek_prefix_len(request.ids, namespace=request.namespace) if request.use_tree else 0
+        return self._growth.expected_slots(request) - cached <= self.memory.available - promised
+
+    def _last_in_rank(self) -> Request:
+        """The running request of the lowest priority that came last."""
+        return min(self._running.values(), key=lambda r: (r.priority, -r.arrival))
+
+    def _running_spans(self) -> list[_Span]:
+        spans, prefills, budget = [], [], self._chunk_tokens
+        for request in self._running.values():
+            if request.is_prefilling:
+                prefills.append(request)
+            else:
+                spans.append(_Span(request, request.computed_len, request.target_len, request.computed_len))
+        for request in prefills:
+            end = min(request.target_len, request.computed_len + budget)
+            if end > request.computed_len:
+                budget -= end - request.computed_len
+                spans.append(_Span(request, request.computed_len, end, request.computed_len))
+        return spans
+
+    def _grow(self, span: _Span) -> bool:
+        """Give a span its slots; a request for which that fails ends, and only that one."""
+        try:
+            self.memory.grow(span.request, span.end, publish=self._options.in_flight_sharing)
+            if span.table_start == 0:
+                self.memory.expect(span.request)
+        except Exception as error:
+            self._end_unscheduled(span.request, error)
+            return False
+        return True
+
+    def _retract(self, request: Request) -> None:
+        """From running back to waiting; its computed tokens go to the tree, from where it takes what is left later."""
+        self.counters.num_retractions += 1
+        del self._running[request.id]
+        self._release(request, keep=True)
+        request.state = State.WAITING
+        request.computed_len = 0
+        request.logprobs.clear()
+        self._waiting.add(request, at_once=True)
 
     # ---- admission ---------------------------------------------------------------------------------------------------
-    def _admissions(self) -> list[Request]:
-        if not self._waiting or not self._free_rows:
-            return []
-        return self._order(self._waiting.values(), self.tree)
+    def _admit(self, spans: list[_Span], now: float) -> None:
+        """Add spans of waiting requests, in the policy's order, until the chunk, the rows or the slots are used up."""
+        budget = self._chunk_tokens - sum(s.end - s.start for s in spans if s.request.is_prefilling)
+        promised = self._promised()
+        while budget > 0 and self._free_rows and (request := self._waiting.best()) is not None:
+            try:
+                admitted = self._try_admission(request, promised, now)
+            except Exception as error:
+                self._end_unscheduled(request, error)
+                continue
+            if not admitted and (self._running or not self.memory.yield_pin()):
+                break
+            if admitted:
+                span = self._first_span(request, budget)
+                if self._grow(span):
+                    budget -= span.end - span.start
+                    spans.append(span)
+                    promised += self._growth.expected_slots(request)
 
-    def _admit(self, request: Request) -> _Admission:
-        """Try to move one request from waiting to running: match, lock, then check the room for its whole life."""
-        if not self._free_rows:
-            return _Admission.NO_ROOM
-        matched: list[int] = []
-        node = None
-        if request.use_tree:
-            match = self.tree.match_prefix(request.ids, namespace=request.namespace, limit=request.match_limit)
-            matched, node = match.slots, match.node
-            if self._is_being_computed(request, len(matched)):
-                return _Admission.AWAITS_PREFIX
-            self.tree.inc_lock_ref(node)
-        request.slots, request.node, request.tree_len = matched, node, len(matched)
-        promised = sum(r.remaining_slots for r in self._running.values())
-        room = self.allocator.free_count + self.tree.evictable_size - promised
-        if request.remaining_slots > room:
-            if node is not None:
-                self.tree.dec_lock_ref(node)
-            request.slots, request.node, request.tree_len = [], None, 0
-            return _Admission.NO_ROOM
-        request.computed_len = request.cached_len = len(matched)
+    def _one_suspect(self, now: float) -> list[_Span]:
+        """The next request to try alone. Nothing else runs meanwhile, so only a pin can be in its way."""
+        for request in list(self._suspects.values()):
+            try:
+                while not self._try_admission(request, 0, now):
+                    if not self.memory.yield_pin():
+                        raise EngineStepError("a request that ran before does not fit the empty KV pool")
+            except Exception as error:
+                self._end_unscheduled(request, error)
+                continue
+            span = self._first_span(request, self._chunk_tokens)
+            if self._grow(span):
+                return [span]
+        return []
+
+    def _first_span(self, request: Request, budget: int) -> _Span:
+        end = min(request.target_len, request.computed_len + budget)
+        return _Span(request, request.computed_len, end, 0)
+
+    def _try_admission(self, request: Request, promised: int, now: float) -> bool:
+        """Move a request from waiting to running, if there is room: match, lock, and only then count."""
+        if not self._may_fit(request, promised):
+            return False
+        continuations = self.memory.attach(request)
+        if self._growth.expected_slots(request) > self.memory.available - promised:
+            self.memory.detach(request)
+            return False
+        request.computed_len = request.attached_len = request.tree_len
         request.row = self._free_rows.pop()
         request.state = State.RUNNING
-        del self._waiting[request.id]
+        self._waiting.remove(request, admitted=True)
         self._running[request.id] = request
-        for other in self._waiting.values():
-            other.overtaken += other.arrival < request.arrival
-        self._count_admission(request)
-        return _Admission.ADMITTED
-
-    def _is_being_computed(self, request: Request, matched: int) -> bool:
-        """Whether a running request has yet to prefill tokens of this request's prefix beyond ``matched``."""
-        for leader in self._running.values():
-            unfinished = leader.use_tree and len(leader.slots) < leader.target_len and not leader.num_generated
-            if unfinished and leader.namespace == request.namespace:
-                common = min(common_prefix_len(leader.ids, request.ids), leader.target_len, request.match_limit)
-                if common > max(matched, len(leader.slots)):
-                    return True
-        return False
-
-    def _count_admission(self, request: Request) -> None:
-        counters, cached = self.counters, request.cached_len
-        if request.kind is Kind.PREFETCH:
-            counters.prefetched_tokens += request.prompt_len - cached
-            return
-        prompt = request.prompt_len
-        if request.group is not None:
-            if request.group.leader is not None:
-                counters.scored_tokens += request.target_len - cached
-                return
+        if request.group is not None and request.group.leader is None:
             request.group.leader = request
-            prompt = request.score_from
-            counters.scored_tokens += request.target_len - prompt
-        counters.prompt_tokens += prompt
-        counters.cached_tokens += cached
-        counters.prefilled_tokens += prompt - cached
+        if not request.admitted_at:
+            request.admitted_at = now
+            self._note_miss(request, continuations)
+        self.counters.attached(request)
+        return True
 
-    def _count_unrun(self, request: Request) -> None:
-        """Take back what admission counted and a request that ends early never ran."""
-        counters = self.counters
-        unrun = max(0, request.target_len - request.computed_len) if not request.num_generated else 0
-        if request.kind is Kind.PREFETCH:
-            counters.prefetched_tokens -= unrun
-        elif request.group is not None:
-            prompt = max(0, request.score_from - request.computed_len) if request.group.leader is request else 0
-            counters.scored_tokens -= unrun - prompt
-            counters.prefilled_tokens -= prompt
-            counters.cached_tokens += prompt
-        else:
-            counters.prefilled_tokens -= unrun
-            counters.cached_tokens += unrun
-            request.cached_len += unrun
-
-    # ---- slots -------------------------------------------------------------------------------------------------------
-    def _give_slots(self, request: Request, end: int) -> None:
-        """Allocate slots up to ``end``, evicting if needed; prompt tokens join the tree at once."""
-        wanted = end - len(request.slots)
-        short = wanted - self.allocator.free_count
-        if short > 0:
-            evicted = self.tree.evict(short)
-            self.counters.evicted_tokens += len(evicted)
-            self.allocator.free(evicted)
-        request.slots = request.slots + self.allocator.allocate(wanted)
-        if request.use_tree and end <= request.prompt_len:
-            self._publish(request, end)
-
-    def _publish(self, request: Request, end: int) -> None:
-        """Hand the leading ``end`` slots to the tree, unless it has part of them already (then they stay private)."""
-        ids = request.ids[:end]
-        if self.tree.peek_prefix_len(ids, namespace=request.namespace) > request.tree_len:
-            return
-        inserted = self.tree.insert(ids, request.slots, namespace=request.namespace)
-        self.tree.inc_lock_ref(inserted.node)
-        if request.node is not None:
-            self.tree.dec_lock_ref(request.node)
-        request.node, request.tree_len = inserted.node, end
-
-    def _release(self, request: Request, *, keep: bool) -> None:
-        """Give everything back: computed tokens to the tree, the rest to the allocator."""
-        kept = request.tree_len
-        if request.use_tree and keep and request.computed_len > kept:
-            done = request.computed_len
-            inserted = self.tree.insert(request.ids[:done], request.slots[:done], namespace=request.namespace)
-            self.allocator.free(request.slots[kept : max(kept, inserted.present_len)])
-            kept = done
-        self.allocator.free(request.slots[kept:])
-        if request.node is not None:
-            self.tree.dec_lock_ref(request.node)
-        request.slots, request.node, request.tree_len = [], None, 0
-        self._free_rows.append(request.row)
-        request.row = -1
+    def _note_miss(self, request: Request, continuations: tuple[int, ...]) -> None:
+        """Remember where a prompt left the cache; of a scoring's requests the first speaks for all."""
+        cached = request.attached_len
+        if request.use_tree and cached < request.match_limit and (request.group is None or request.group.leader is request):
+            miss = CacheMiss(request.id, request.shared_prompt_len, cached, request.ids[cached], continuations)
+            self._misses.append(miss)
 
     # ---- ends --------------------------------------------------------------------------------------------------------
-    def _take_token(self, request: Request, token: int, now: float) -> list[Progress | Finished]:
+    def _complete(self, request: Request, token: int | None, now: float) -> list[Progress | Finished]:
+        """All tokens of a request have run; ``token`` is the next one of a generation."""
+        if token is None:
+            return [self._finish(request, FinishReason.STOP)]
         self.counters.generated_tokens += 1
         if not request.num_generated:
             request.first_token_at = now
@@ -305,6 +405,13 @@ class Scheduler:
             events.append(self._finish(request, FinishReason.LENGTH))
         return events
 
+    def _end_unscheduled(self, request: Request, cause: Exception) -> None:
+        error = EngineStepError(f"this request could not be given slots: {type(cause).__name__}: {cause}")
+        error.__cause__ = cause
+        self.memory.hold_spoiled(request, request.computed_len)
+        self._ended.append(self._finish(request, None, error=error, keep=False))
+        self.memory.drop_spoiled()
+
     def _finish(
         self,
         request: Request,
@@ -314,55 +421,68 @@ class Scheduler:
         error: Exception | None = None,
         keep: bool = True,
     ) -> Finished:
+        self._suspects.pop(request.id, None)
         if request.state is State.RUNNING:
             del self._running[request.id]
-            self._count_unrun(request)
-            self._release(request, keep=keep)
+            node, last_use = request.node, request.hints.last_use
+            self._release(request, keep=keep and not last_use)
+            if last_use:
+                self.memory.forget(node, request.attached_len)
         else:
-            del self._waiting[request.id]
-            request.cached_len = request.prompt_len  # no token was computed for it
+            self._waiting.remove(request)
         request.state = State.FINISHED
+        if reason in (FinishReason.STOP, FinishReason.LENGTH) and request.kind is Kind.GENERATE:
+            self._growth.ended(request)
         if error is None:
             self.counters.num_finished += 1
         else:
             self.counters.num_failed += 1
         return Finished(request, reason, matched_stop, error)
 
+    def _release(self, request: Request, *, keep: bool) -> None:
+        self._free_rows.append(request.row)
+        request.row = -1
+        try:
+            self.memory.release(request, keep=keep)
+        except Exception:  # its KV is lost to others, its result is not
+            _log.exception("a request's KV could not be kept")
+
     # ---- what others may know ----------------------------------------------------------------------------------------
     def stats(self) -> EngineStats:
         """A snapshot of all counts."""
         return EngineStats(
-            **asdict(self.counters),
+            **{name: getattr(self.counters, name) for name in Counters.__slots__},
+            evicted_tokens=self.memory.evicted_tokens,
             num_running=len(self._running),
             num_waiting=len(self._waiting),
-            pool_tokens=self.allocator.num_slots,
-            free_tokens=self.allocator.free_count,
+            pool_tokens=self.memory.allocator.num_slots,
+            free_tokens=self.memory.allocator.free_count,
             evictable_tokens=self.tree.evictable_size,
             protected_tokens=self.tree.protected_size,
+            pinned_tokens=self.memory.pinned_tokens,
+            misses=tuple(self._misses),
         )
 
     def reset_counters(self) -> None:
         """Start counting anew."""
         self.counters = Counters()
+        self.memory.evicted_tokens = 0
+        self._misses.clear()
 
     def check_invariants(self) -> None:
-        """Assert that every slot has exactly one owner and that the locks are the running requests'.
+        """Assert that every slot has one owner, every lock a holder, and every request one place.
 
         Raises:
             AssertionError: with the first invariant of reliability that does not hold.
         """
-        self.tree.check_invariants()
-        self.allocator.check_invariants()
-        private = [slot for r in self._running.values() for slot in r.slots[r.tree_len :]]
-        cached = [slot for node in self.tree.walk() for slot in node.slots]
-        owned = private + cached
-        assert len(owned) == len(set(owned)), "a slot has two owners"
-        assert not any(self.allocator.is_free(slot) for slot in owned), "a slot in use is free"
-        assert len(owned) + self.allocator.free_count == self.allocator.num_slots, "a slot has no owner"
+        self.memory.check_invariants(self._running.values())
         for request in self._running.values():
-            if request.node is not None:
-                assert request.node.path_len == request.tree_len, "a request's locked prefix is not its slot table's"
-                table = [slot for node in request.node.path() for slot in node.slots]
-                assert table == request.slots[: request.tree_len], "a slot table differs from the tree"
+            assert request.state is State.RUNNING, "a running request is in another state"
+        for request in self._waiting:
+            assert request.state is State.WAITING, "a waiting request is in another state"
+            assert not request.slots, "a waiting request holds slots"
+            assert request.node is None, "a waiting request locks a prefix"
+            assert request.id not in self._running, "a request runs and waits"
+        assert all(r.state is not State.FINISHED for r in self._suspects.values()), "a suspect has ended"
         rows = [r.row for r in self._running.values()]
         assert sorted(rows + self._free_rows) == list(range(self._max_running)), "rows leaked"

@@ -8,6 +8,7 @@ import pytest
 
 from sgl_core.errors import InvalidArgumentError, SglError
 from sgl_core.runtime.allocator import OutOfSlotsError, SlotAllocator
+from sgl_core.testing.perturbation import assertions_of, place_of
 
 
 def fragmented(num_slots: int, hole_every: int) -> tuple[SlotAllocator, list[int]]:
@@ -187,23 +188,32 @@ def test_random_use_agrees_with_a_plain_set(seed):
     assert refusals > 0
 
 
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda a: setattr(a, "_free_count", 3), "free_count is 3, the free runs hold 4"),
-        (lambda a: a._ends.append(9), "2 run starts but 3 run ends"),
-        (lambda a: a._ends.__setitem__(0, 5), "touches the run that ends at 5"),
-        (lambda a: a._ends.__setitem__(0, 1), "is empty"),
-        (lambda a: a._starts.__setitem__(0, -1), "is empty, or touches"),
-        (lambda a: a._ends.__setitem__(1, 9), "beyond the pool's 8 slots"),
-    ],
-    ids=["counter", "ragged", "touching", "empty run", "below the pool", "above the pool"],
-)
-def test_the_check_notices_damage(damage, complaint):
+DAMAGE = {
+    "counter": (lambda a: setattr(a, "_free_count", 3), "free_count is 3, the free runs hold 4"),
+    "ragged": (lambda a: a._ends.append(9), "2 run starts but 3 run ends"),
+    "touching": (lambda a: a._ends.__setitem__(0, 5), "touches the run that ends at 5"),
+    "overlapping": (lambda a: a._ends.__setitem__(0, 6), "touches the run that ends at 6"),
+    "empty run": (lambda a: a._ends.__setitem__(0, 1), "is empty"),
+    "below the pool": (lambda a: a._starts.__setitem__(0, -1), "is empty, or touches"),
+    "above the pool": (lambda a: a._ends.__setitem__(1, 9), "beyond the pool's 8 slots"),
+}
+
+
+def failure(damage):
     allocator = SlotAllocator(8)
     allocator.allocate(8)
     allocator.free([1, 2, 5, 6])
     allocator.check_invariants()
     damage(allocator)
-    with pytest.raises(AssertionError, match=complaint):
+    with pytest.raises(AssertionError) as caught:
         allocator.check_invariants()
+    return caught.value
+
+
+@pytest.mark.parametrize(("damage", "complaint"), DAMAGE.values(), ids=DAMAGE)
+def test_the_check_notices_damage(damage, complaint):
+    assert complaint in str(failure(damage))
+
+
+def test_no_invariant_is_without_damage_that_sets_it_off():
+    assert assertions_of(SlotAllocator.check_invariants) == {place_of(failure(damage)) for damage, _ in DAMAGE.values()}

@@ -24,12 +24,13 @@ from sgl_core.errors import (
     InvalidArgumentError,
     ModelNotFoundError,
     NotYetAvailableError,
+    PoolExhaustedError,
     QueueFull,
     UnknownOptionError,
 )
 from sgl_core.runtime.engine import Engine
 from sgl_core.runtime.model_runner import ModelRunner
-from sgl_core.types import FinishReason, GenRequest, SamplingParams, ScoreRequest
+from sgl_core.types import FinishReason, GenRequest, Hints, SamplingParams, ScoreRequest
 
 WAIT_S = 60.0
 GO_ON = SamplingParams(max_new_tokens=12, ignore_eos=True)
@@ -387,3 +388,58 @@ def test_a_forked_child_gets_a_clear_error(engine: Engine) -> None:
     assert os.read(read, 100) == b"clear"
     os.waitpid(pid, 0)
     assert len(engine.submit("parent", GO_ON).result(WAIT_S).token_ids) == 12
+
+
+def test_a_pin_reports_what_it_keeps_and_ends_with_its_block(engine: Engine) -> None:
+    engine.flush_cache()
+    prompt = list(range(3, 60))
+    with engine.pin(prompt) as pin:
+        assert (pin.prompt_tokens, pin.pinned_tokens, pin.cached_tokens) == (57, 57, 0)
+        engine.flush_cache()
+        assert engine.submit([*prompt, 7], SamplingParams(max_new_tokens=1)).result(60).usage.cached_tokens == 57
+        assert engine.stats().pinned_tokens == 57
+    assert engine.stats().pinned_tokens == 0
+    assert not pin.unpin()
+    with pytest.raises(InvalidArgumentError, match="ttl_s"):
+        engine.pin(prompt, ttl_s=-1.0)
+    with pytest.raises(PoolExhaustedError, match="half of the KV pool"):
+        engine.pin([5] * (engine.facts.pool_tokens // 2 + 1))
+
+
+def test_stats_explain_a_miss_as_text_that_no_repr_shows(engine: Engine) -> None:
+    engine.flush_cache()
+    engine.reset_stats()
+    words = engine.codec.encode("the red house and the blue house")
+    other = engine.codec.encode("the red house and the green house")
+    for prompt in (words, other):
+        engine.submit(prompt, SamplingParams(max_new_tokens=1)).result(60)
+    miss = engine.stats().misses[-1]
+    differs = next(i for i, (a, b) in enumerate(zip(words, other, strict=False)) if a != b)
+    assert miss.cached_tokens == differs
+    assert miss.prompt_text == engine.codec.decode([other[differs]])
+    assert miss.cache_texts == (engine.codec.decode([words[differs]]),)
+    assert repr(miss.prompt_text) in str(miss)
+    assert "miss" not in repr(engine.stats())
+
+
+def test_the_engine_reports_the_time_of_its_own_decisions(engine: Engine) -> None:
+    engine.reset_stats()
+    engine.submit([5, 6, 7], SamplingParams(max_new_tokens=8)).result(60)
+    stats = engine.stats()
+    assert stats.scheduling_s > 0.0
+    assert stats.model_s > 0.0
+
+
+@pytest.mark.parametrize(
+    ("hints", "named"),
+    [
+        (Hints(program_id=3), "program_id"),  # type: ignore[arg-type]
+        (Hints(siblings=-1), "siblings"),
+        (Hints(siblings=True), "siblings"),
+        (Hints(shared_len=1.5), "shared_len"),  # type: ignore[arg-type]
+        ("siblings", "hints"),
+    ],
+)
+def test_hints_that_cannot_be_used_are_refused_at_submit(engine: Engine, hints: Hints, named: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=named):
+        engine.submit(GenRequest((5, 6), hints=hints))

@@ -1,11 +1,16 @@
-"""The radix tree, behaviour by behaviour, and every invariant broken once on purpose.
+"""The radix tree, behaviour by behaviour: lookups, inserts, locks and plain eviction.
+
+Quotas and spared leaves are in ``test_eviction``, hints in ``test_expectations``, damage in ``test_radix_invariants``.
 
 Sequences are written as letters: ``ids("abc")`` are three tokens.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -114,6 +119,93 @@ def test_a_limit_past_the_end_changes_nothing_and_a_limit_of_zero_matches_nothin
 def test_a_negative_limit_is_refused():
     with pytest.raises(InvalidArgumentError, match="limit: got -1"):
         RadixCache().match_prefix(ids("a"), limit=-1)
+
+
+@pytest.mark.parametrize(("max_levels", "length"), [(0, 0), (1, 2), (2, 4), (3, 5), (9, 5), (None, 5)])
+def test_a_match_goes_through_so_many_nodes_at_most(max_levels, length):
+    cache = filled("ab", "abcd", "abcde")
+    assert cache.peek_prefix_len(ids("abcdef"), max_levels=max_levels) == length
+    match = cache.match_prefix(ids("abcdef"), max_levels=max_levels)
+    assert (len(match.slots), match.node.path_len) == (length, length)
+
+
+def test_a_match_within_one_node_splits_it_whatever_the_levels():
+    cache = filled("abcd")
+    assert letters(cache.match_prefix(ids("abx"), max_levels=1).node) == "ab"
+    assert leaves(cache) == {"abcd"}
+
+
+@pytest.mark.parametrize("look_up", ["match_prefix", "peek_prefix_len"])
+def test_a_negative_number_of_levels_is_refused(look_up):
+    with pytest.raises(InvalidArgumentError, match="max_levels: got -1, expected a non-negative int"):
+        getattr(RadixCache(), look_up)(ids("a"), max_levels=-1)
+
+
+def test_a_match_tells_how_the_cache_goes_on_at_the_end_of_a_node():
+    cache = filled("abc", "abx", "abd")
+    assert cache.match_prefix(ids("abz")).continuations == ids("cxd")  # in the order in which they came
+
+
+def test_a_match_tells_how_the_cache_goes_on_inside_an_edge():
+    cache = filled("abcd")
+    assert cache.match_prefix(ids("abz")).continuations == ids("c")
+    assert cache.match_prefix(ids("abcd"), limit=3).continuations == ids("d")
+
+
+def test_a_match_tells_no_more_continuations_than_four():
+    cache = filled("abc", "abd", "abe", "abf", "abg")
+    assert cache.match_prefix(ids("ab")).continuations == ids("cdef")
+
+
+def test_nothing_goes_on_behind_a_leaf_or_in_an_empty_namespace():
+    cache = filled("abc")
+    assert cache.match_prefix(ids("abcd")).continuations == ()
+    assert cache.match_prefix(ids("abc"), namespace="nobody").continuations == ()
+
+
+def test_a_miss_tells_what_the_namespace_starts_with():
+    assert filled("abc", "xyz").match_prefix(ids("q")).continuations == ids("ax")
+
+
+def lines_run(action: Callable[[], object]) -> int:
+    """Lines of Python that ``action`` runs."""
+    count, before = 0, sys.gettrace()
+
+    def trace(_frame: object, event: str, _arg: object) -> object:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+OPERATIONS: dict[str, Callable[[RadixCache, TreeNode, int], object]] = {
+    "match": lambda cache, _, length: cache.match_prefix(tuple(range(length))),
+    "peek": lambda cache, _, length: cache.peek_prefix_len(tuple(range(length))),
+    "insert": lambda cache, _, length: cache.insert(tuple(range(length + 9)), range(length + 9)),
+    "lock": lambda cache, node, _: (cache.inc_lock_ref(node), cache.dec_lock_ref(node)),
+    "expect": lambda cache, node, _: cache.expect(node, 2),
+    "evict": lambda cache, _, length: cache.evict(length * 2 // 3),
+    "forget": lambda cache, node, length: cache.forget(node, length // 3),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_work_in_python_is_per_node_and_not_per_token(operation):
+    lines = []
+    for length in (1_000, 100_000):
+        cache = RadixCache()
+        for end in (length // 4, length // 2, length):
+            cache.insert(range(end), range(end))
+        node = cache.match_prefix(range(length)).node
+        lines.append(lines_run(functools.partial(OPERATIONS[operation], cache, node, length)))
+    short, long = lines
+    assert 0 < long < 3 * short  # comparing takes a logarithm of steps
 
 
 def test_peeking_neither_splits_nor_stamps():
@@ -358,16 +450,6 @@ def test_a_match_of_part_of_a_path_leaves_the_rest_as_old_as_it_was():
     assert leaves(cache) == {"ab"}
 
 
-def test_the_eviction_queue_stays_as_small_as_the_tree_however_often_nodes_are_used():
-    cache = filled("abc", "abd", "xyz")
-    for _ in range(100):
-        node = cache.match_prefix(ids("abc")).node
-        cache.inc_lock_ref(node)
-        cache.dec_lock_ref(node)
-        cache.evict(0)
-    assert len(cache._queue) <= cache.num_nodes
-
-
 def test_reset_drops_everything_that_is_not_locked_in_all_namespaces():
     cache = filled("abc", "abd")
     cache.insert(ids("zz"), [70, 71], namespace="other")
@@ -425,88 +507,3 @@ def test_a_nodes_repr_holds_no_tokens():
     node = cache.insert([31337, 4242], [0, 1]).node
     assert "31337" not in repr(node)
     assert "key_len=2" in repr(node)
-
-
-# ---- every invariant, broken on purpose ------------------------------------------------------------------------------
-def find(cache: RadixCache, path: str) -> TreeNode:
-    return next(node for node in cache.walk() if letters(node) == path)
-
-
-def point_to_itself(cache: RadixCache) -> None:
-    leaf = find(cache, "abc")
-    leaf.children[leaf.key[0]] = leaf
-    leaf.parent = leaf
-
-
-def empty_an_edge(cache: RadixCache) -> None:
-    leaf = find(cache, "x")
-    leaf.key = ()
-    leaf.slots.clear()
-
-
-def share_a_first_token(cache: RadixCache) -> None:
-    find(cache, "abc").key = find(cache, "abd").key
-
-
-def forget_in_the_queue(cache: RadixCache) -> None:
-    node = find(cache, "x")
-    node.queued = False
-    cache._queue[:] = [entry for entry in cache._queue if entry[2] is not node]
-
-
-def lose_a_leaf_but_not_its_entry(cache: RadixCache) -> None:
-    leaf = find(cache, "x")
-    assert leaf.parent is not None
-    del leaf.parent.children[leaf.key[0]]
-    cache._num_nodes -= 1
-    cache._evictable_size -= 1
-
-
-DAMAGE = {
-    "evictable counter": (lambda c: setattr(c, "_evictable_size", 1), "evictable_size is 1, the tree holds 2"),
-    "protected counter": (lambda c: setattr(c, "_protected_size", 4), "protected_size is 4, the tree holds 3"),
-    "node counter": (lambda c: setattr(c, "_num_nodes", 3), "num_nodes is 3, the tree holds 4"),
-    "wrong parent": (lambda c: setattr(find(c, "abc"), "parent", find(c, "x")), "its parent is"),
-    "no parent": (lambda c: setattr(find(c, "abc"), "parent", None), "its parent is None"),
-    "cycle": (point_to_itself, "its parent is"),
-    "two nodes with one id": (lambda c: setattr(find(c, "x"), "id", find(c, "abc").id), "another node has its id"),
-    "siblings share a first token": (share_a_first_token, "siblings may share one"),
-    "key longer than slots": (lambda c: find(c, "x").slots.clear(), "1 tokens with 0 slots"),
-    "slots longer than key": (lambda c: find(c, "x").slots.append(99), "1 tokens with 2 slots"),
-    "empty edge": (empty_an_edge, "0 tokens with 0 slots"),
-    "slot twice": (lambda c: find(c, "x").slots.__setitem__(0, 0), "slot 0 is in the tree twice"),
-    "lock below zero": (lambda c: setattr(find(c, "x"), "lock_ref", -1), "lock_ref is below zero"),
-    "child locked more than its parent": (lambda c: setattr(find(c, "abc"), "lock_ref", 2), "more often than itself"),
-    "children together locked more": (lambda c: setattr(find(c, "abd"), "lock_ref", 1), "more often than itself"),
-    "lock without a size": (lambda c: setattr(find(c, "x").parent, "lock_ref", 0), "more often than itself"),
-    "namespace changed below": (lambda c: setattr(find(c, "x"), "namespace", "other"), "not its parent's"),
-    "namespace changed at the root": (lambda c: c._roots.update({"other": c._roots.pop(None)}), "root of namespace 'other'"),
-    "root with an edge": (lambda c: setattr(find(c, "x").parent, "key", ids("a")), "root of namespace None"),
-    "root without children": (lambda c: c._roots.update({"other": c._new_root("other")}), "root of namespace 'other'"),
-    "child newer than its parent": (lambda c: setattr(find(c, "abc"), "last_access", 99), "after its parent's"),
-    "stamp in the future": (lambda c: setattr(find(c, "x").parent, "last_access", 99), "in the future"),
-    "two leaves with one stamp": (
-        lambda c: setattr(find(c, "abc"), "last_access", find(c, "abd").last_access),
-        "another leaf has its stamp",
-    ),
-    "leaf unknown to the queue": (forget_in_the_queue, "the eviction queue does not know"),
-    "queued mark without an entry": (lambda c: c._queue.clear(), "against the eviction queue"),
-    "entry without a queued mark": (lambda c: setattr(find(c, "x"), "queued", False), "against the eviction queue"),
-    "two entries for one leaf": (lambda c: c._queue.append(c._queue[0]), "expected one each"),
-    "entry for a lost leaf": (lose_a_leaf_but_not_its_entry, "are not in the tree"),
-    "entry from the future": (
-        lambda c: c._queue.__setitem__(slice(None), [(99, node_id, node) for _, node_id, node in c._queue]),
-        "after its stamp",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", DAMAGE)
-def test_the_check_notices(what):
-    damage, complaint = DAMAGE[what]
-    cache = filled("abc", "abd", "x")
-    cache.inc_lock_ref(find(cache, "abc"))
-    cache.check_invariants()
-    damage(cache)
-    with pytest.raises(AssertionError, match=complaint):
-        cache.check_invariants()

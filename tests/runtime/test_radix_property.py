@@ -1,15 +1,15 @@
 """Tree and allocator together against a naive model, all invariants after every operation (reliability figure R1).
 
 ``Harness`` plays the scheduler: requests are admitted, grow, fork, are published to the tree, finish and are aborted
-while the pool is far too small. ``Model`` knows the same in the plainest form: one entry per cached prefix. A seeded
-driver runs the bulk; a hypothesis machine looks for short counterexamples.
+while the pool is far too small, and programs give hints. ``RadixModel`` knows the same in the plainest form: one entry
+per cached prefix. A seeded driver runs the bulk; a hypothesis machine looks for short counterexamples.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,63 +17,39 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from sgl_core.runtime import eviction, expectations
 from sgl_core.runtime.allocator import OutOfSlotsError, SlotAllocator
 from sgl_core.runtime.radix_cache import RadixCache, TreeNode
-
-Ids = tuple[int, ...]
-Namespace = str | None
-Place = tuple[Namespace, Ids]  # one token of the tree: its namespace and all tokens up to it
+from sgl_core.testing.radix_model import Ids, Namespace, Place, RadixModel
 
 NUM_SLOTS = 32
 VOCAB = 3
 MAX_PROMPT = 7
 MAX_REQUESTS = 6
 NAMESPACES: tuple[Namespace, ...] = (None, "tenant")
+QUOTA = 9
+MAX_USES = 4
+SPARE_EVERY = 3
+LIFE = 40  # stamps that an announcement outlives here, so that some run out
 
 
-class Model:
-    """What the tree should hold: place -> slot and place -> time of last use; the locked places with their counts."""
+@pytest.fixture(scope="module", autouse=True)
+def small_bounds() -> Iterator[None]:
+    """Bounds that are reached within a few operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expectations, "EXPECTATION_STAMPS", LIFE)
+        patch.setattr(eviction, "SLACK", 1)
+        yield
 
-    def __init__(self) -> None:
-        self.slots: dict[Place, int] = {}
-        self.stamps: dict[Place, int] = {}
-        self.locks: Counter[Place] = Counter()
-        self.now = 0
 
-    def match_len(self, ids: Ids, namespace: Namespace) -> int:
-        length = 0
-        while length < len(ids) and (namespace, ids[: length + 1]) in self.slots:
-            length += 1
-        return length
-
-    def touch(self, ids: Ids, namespace: Namespace) -> list[int]:
-        """Stamp a cached prefix and return its slots."""
-        self.now += 1
-        places = [(namespace, ids[: end + 1]) for end in range(len(ids))]
-        self.stamps.update(dict.fromkeys(places, self.now))
-        return [self.slots[place] for place in places]
-
-    def insert(self, ids: Ids, slots: list[int], namespace: Namespace) -> list[int]:
-        for end, slot in enumerate(slots):
-            self.slots.setdefault((namespace, ids[: end + 1]), slot)
-        return self.touch(ids, namespace)
-
-    def locked(self) -> set[Place]:
-        return {(namespace, ids[: end + 1]) for namespace, ids in +self.locks for end in range(len(ids))}
-
-    def evict(self, num_tokens: int) -> set[int]:
-        """Token by token: the oldest of those that nothing follows and nobody locks."""
-        locked = self.locked()
-        freed: set[int] = set()
-        while len(freed) < num_tokens:
-            followed = {(namespace, ids[:-1]) for namespace, ids in self.slots}
-            ends = [place for place in self.slots if place not in followed and place not in locked]
-            if not ends:
-                break
-            oldest = min(ends, key=lambda place: self.stamps[place])
-            freed.add(self.slots.pop(oldest))
-            del self.stamps[oldest]
-        return freed
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """Sums over the seeds; the figure is printed when the last one is through."""
+    sums: Counter[str] = Counter()
+    yield sums
+    figure = f"R1: {sums['operations']:,} operations on {sums['seeds']} seeds, {sums['violations']} violations"
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{figure}")
 
 
 @dataclass
@@ -99,9 +75,9 @@ class LiveRequest:
 class Harness:
     """The operations of a scheduler, each mirrored in the model and compared on the spot."""
 
-    tree: RadixCache = field(default_factory=RadixCache)
+    tree: RadixCache = field(default_factory=lambda: RadixCache(quota_tokens=QUOTA))
     pool: SlotAllocator = field(default_factory=lambda: SlotAllocator(NUM_SLOTS))
-    model: Model = field(default_factory=Model)
+    model: RadixModel = field(default_factory=lambda: RadixModel(LIFE))
     requests: list[LiveRequest] = field(default_factory=list)
     coverage: Counter[str] = field(default_factory=Counter)
 
@@ -155,6 +131,22 @@ class Harness:
         self.unlock(request)
         self.requests.remove(request)
 
+    def finish_for_good(self, request: LiveRequest, keep_len: int) -> None:
+        """A last use: beyond ``keep_len`` nothing is kept that nobody else has."""
+        self.finish(request)
+        freed = self.tree.forget(request.node, keep_len)
+        assert len(freed) == len(set(freed))
+        assert set(freed) == self.model.forget(request.ids, request.namespace, keep_len)
+        self.pool.free(freed)
+        self.coverage["forgotten"] += len(freed)
+        self.coverage["not forgotten"] += len(request.ids) - keep_len > len(freed)
+
+    def expect(self, request: LiveRequest, uses: int) -> None:
+        """More requests are to come with what this one has in the tree."""
+        self.tree.expect(request.node, uses)
+        self.model.expect(request.place, uses)
+        self.coverage["expected"] += uses > 0 and request.locked_len > 0
+
     def abort(self, request: LiveRequest) -> None:
         self.pool.free(request.private)
         self.unlock(request)
@@ -164,25 +156,55 @@ class Harness:
     # ---- what is done to the tree ------------------------------------------------------------------------------------
     def match(self, ids: Ids, namespace: Namespace, limit: int | None = None) -> tuple[TreeNode, list[int]]:
         wanted = ids if limit is None else ids[:limit]
+        announced = len(self.model.expected)
         expected_len = self.model.match_len(wanted, namespace)
         assert self.tree.peek_prefix_len(wanted, namespace=namespace) == expected_len
         num_nodes = self.tree.num_nodes
         result = self.tree.match_prefix(list(ids) if len(ids) % 2 else ids, namespace=namespace, limit=limit)
-        assert result.slots == self.model.touch(wanted[:expected_len], namespace)
+        assert result.slots == self.model.match(wanted[:expected_len], namespace)
         assert result.node.path_len == expected_len
+        assert set(result.continuations) == self.model.continuations(wanted[:expected_len], namespace)
+        assert len(result.continuations) <= VOCAB
+        self.coverage["all uses came"] += announced - len(self.model.expected)
         self.coverage["split"] += self.tree.num_nodes - num_nodes
         self.coverage["hit"] += expected_len > 0
         self.coverage["miss"] += expected_len == 0
         return result.node, result.slots
 
-    def evict(self, num_tokens: int) -> None:
+    def evict(self, num_tokens: int, salt: int | None = None) -> None:
+        """With ``salt`` every third stamp is spared."""
+
+        def is_spared(stamp: int) -> bool:
+            return salt is not None and (stamp + salt) % SPARE_EVERY == 0
+
+        asked: list[int] = []
+
+        def spare(leaf: TreeNode) -> bool:
+            asked.append(leaf.last_access)
+            return is_spared(leaf.last_access)
+
         lengths = {node.id: len(node.key) for node in self.tree.walk()}
-        freed = self.tree.evict(num_tokens)
+        self.count_old_announcements()
+        freed = self.tree.evict(num_tokens, spare=None if salt is None else spare)
         assert len(freed) == len(set(freed))
-        assert set(freed) == self.model.evict(num_tokens)
+        assert set(freed) == self.model.evict(num_tokens, is_spared)
         self.pool.free(freed)
         self.coverage["evicted"] += len(freed)
         self.coverage["evicted in part"] += any(len(node.key) < lengths[node.id] for node in self.tree.walk())
+        self.coverage["spared"] += len(freed) > 0 and any(map(is_spared, asked))
+
+    def evict_over_quota(self, namespace: Namespace) -> None:
+        surplus = max(0, self.model.unlocked_size(namespace) - QUOTA)
+        assert self.tree.namespace_evictable(namespace) == self.model.unlocked_size(namespace)
+        self.count_old_announcements()
+        freed = self.tree.evict_over_quota(namespace)
+        assert len(freed) == len(set(freed)) == surplus
+        assert set(freed) == self.model.evict_within(namespace, surplus)
+        self.pool.free(freed)
+        self.coverage["over quota"] += surplus
+
+    def count_old_announcements(self) -> None:
+        self.coverage["announcements ran out"] += len(self.model.expected) - len(self.model.standing())
 
     def reset(self) -> None:
         freed = self.tree.reset()
@@ -193,11 +215,11 @@ class Harness:
 
     def lock(self, request: LiveRequest) -> None:
         self.tree.inc_lock_ref(request.node)
-        self.model.locks[request.place] += 1
+        self.model.lock(request.place)
 
     def unlock(self, request: LiveRequest) -> None:
         self.tree.dec_lock_ref(request.node)
-        self.model.locks[request.place] -= 1
+        self.model.unlock(request.place)
 
     def take(self, n: int) -> list[int] | None:
         """Allocate, evicting what is missing; None when even that is not enough."""
@@ -230,6 +252,7 @@ class Harness:
         slots: dict[Place, int] = {}
         stamps: dict[Place, int] = {}
         locks: dict[Place, int] = {}
+        expected: dict[Place, tuple[int, int]] = {}
         prefix: dict[int, Ids] = {}  # by node id
         for node in self.tree.walk():
             start = prefix.get(node.parent.id, ()) if node.parent else ()
@@ -240,11 +263,13 @@ class Harness:
             handles = node.lock_ref - sum(child.lock_ref for child in node.children.values())
             if handles:
                 locks[node.namespace, path] = handles
+            if node.expectation is not None and node.expectation.last_stamp >= self.model.now:
+                expected[node.namespace, path] = (node.expectation.uses, node.expectation.last_stamp)
         assert slots == self.model.slots
         assert stamps == self.model.stamps
-        assert locks == {place: count for place, count in self.model.locks.items() if count and place[1]}
+        assert locks == {place: count for place, count in self.model.locks.items() if place[1]}
         assert self.tree.protected_size == len(self.model.locked())
-        assert len(self.tree._queue) <= self.tree.num_nodes
+        assert expected == self.model.standing()
         for request in self.requests:
             assert request.node.path_slots() == request.table[: request.locked_len]
 
@@ -262,21 +287,29 @@ def draw_operation(harness: Harness, rng: random.Random) -> tuple[str, Callable[
     if choice < 0.10:
         return f"match {ids} in {namespace}", lambda: harness.match(ids, namespace)
     if choice < 0.16:
-        num_tokens = rng.randrange(6)
-        return f"evict {num_tokens}", lambda: harness.evict(num_tokens)
+        num_tokens, salt = rng.randrange(6), rng.choice((None, 0, 1, 2))
+        return f"evict {num_tokens}, spare {salt}", lambda: harness.evict(num_tokens, salt)
     if choice < 0.165:
         return "reset", harness.reset
+    if choice < 0.20:
+        return f"evict over the quota of {namespace}", lambda: harness.evict_over_quota(namespace)
     if request is None or (choice < 0.45 and len(harness.requests) < MAX_REQUESTS):
         return f"admit {ids} in {namespace}", lambda: harness.admit(ids, namespace)
     which = f"request {harness.requests.index(request)}"
-    if choice < 0.55 and len(harness.requests) < MAX_REQUESTS:
+    if choice < 0.53 and len(harness.requests) < MAX_REQUESTS:
         return f"fork {which} with {token}", lambda: harness.fork(request, token)
-    if choice < 0.70:
+    if choice < 0.66:
         return f"decode {which} with {token}", lambda: harness.decode(request, token)
-    if choice < 0.80:
+    if choice < 0.76:
         return f"publish {which}", lambda: harness.publish(request)
+    if choice < 0.83:
+        uses = rng.randint(0, MAX_USES)
+        return f"expect {uses} like {which}", lambda: harness.expect(request, uses)
     if choice < 0.90:
         return f"abort {which}", lambda: harness.abort(request)
+    if choice < 0.94:
+        keep_len = rng.randrange(MAX_PROMPT)
+        return f"finish {which} for good, keep {keep_len}", lambda: harness.finish_for_good(request, keep_len)
     return f"finish {which}", lambda: harness.finish(request)
 
 
@@ -313,20 +346,42 @@ EVENTS = (
     "refused",
     "out of slots",
     "reset",
+    "spared",
+    "over quota",
+    "expected",
+    "all uses came",
+    "announcements ran out",
+    "forgotten",
+    "not forgotten",
 )
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_random_operations_agree_with_the_naive_model(seed):
-    coverage = run_seed(seed, 5_200)  # x 10 seeds: figure R1 asks for 50,000 operations
+def run_and_count(
+    seed: int, num_operations: int, tally: Counter[str], record_property: Callable[[str, object], None]
+) -> Counter[str]:
+    tally["seeds"] += 1
+    try:
+        coverage = run_seed(seed, num_operations)
+    except AssertionError:
+        tally["violations"] += 1
+        raise
+    tally["operations"] += num_operations
+    record_property("operations", num_operations)
+    record_property("violations", 0)
     print(dict(coverage))
+    return coverage
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_operations_agree_with_the_naive_model(seed, tally, record_property):
+    coverage = run_and_count(seed, 5_200, tally, record_property)  # x 10 seeds: R1 asks for 50,000 operations
     assert all(coverage[event] > 0 for event in EVENTS), coverage
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1000, 1200))
-def test_two_million_random_operations_agree_with_the_naive_model(seed):
-    coverage = run_seed(seed, 10_000)
+def test_two_million_random_operations_agree_with_the_naive_model(seed, tally, record_property):
+    coverage = run_and_count(seed, 10_000, tally, record_property)
     assert all(coverage[event] > 0 for event in EVENTS), coverage
 
 
@@ -377,9 +432,13 @@ class TreeAndPool(RuleBasedStateMachine):
     def match(self, ids: Ids, namespace: Namespace) -> None:
         self.harness.match(ids, namespace)
 
-    @rule(num_tokens=st.integers(0, 8))
-    def evict(self, num_tokens: int) -> None:
-        self.harness.evict(num_tokens)
+    @rule(num_tokens=st.integers(0, 8), salt=st.sampled_from((None, 0, 1, 2)))
+    def evict(self, num_tokens: int, salt: int | None) -> None:
+        self.harness.evict(num_tokens, salt)
+
+    @rule(namespace=some_namespace)
+    def evict_over_quota(self, namespace: Namespace) -> None:
+        self.harness.evict_over_quota(namespace)
 
     @rule()
     def reset(self) -> None:
@@ -415,6 +474,16 @@ class TreeAndPool(RuleBasedStateMachine):
     @rule(index=some_request)
     def finish(self, index: int) -> None:
         self.harness.finish(self.request(index))
+
+    @has_requests
+    @rule(index=some_request, keep_len=st.integers(0, MAX_PROMPT))
+    def finish_for_good(self, index: int, keep_len: int) -> None:
+        self.harness.finish_for_good(self.request(index), keep_len)
+
+    @has_requests
+    @rule(index=some_request, uses=st.integers(0, MAX_USES))
+    def expect(self, index: int, uses: int) -> None:
+        self.harness.expect(self.request(index), uses)
 
     @invariant()
     def everything_holds(self) -> None:

@@ -14,11 +14,10 @@ from dataclasses import replace
 
 from sgl_core.backend import Backend, Handle
 from sgl_core.errors import QueueFull
-from sgl_core.types import GenRequest, GenResult, Hints
+from sgl_core.types import SEED_BITS, GenRequest, GenResult, Hints
 
 __all__ = ["attempt", "candidate_group", "candidate_seed"]
 
-_SEED_BITS = 63
 
 
 class _Group:
@@ -117,4 +116,4 @@ def candidate_seed(seed: int | None, rollout: object, index: int) -> int | None:
     if seed is None or (index == 0 and rollout is None):
         return seed
     digest = hashlib.blake2b(f"{seed} {rollout} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+    return int.from_bytes(digest, "big") >> (64 - SEED_BITS)

@@ -1,0 +1,273 @@
+"""Who has which KV slots: requests take, share, publish and give back through here.
+
+The scheduler alone uses it. It owns the radix tree, the allocator and the pins, so at any time a slot is free, in the
+tree, or private to one running request. No torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sgl_core.errors import PoolExhaustedError
+from sgl_core.runtime.allocator import SlotAllocator
+from sgl_core.runtime.radix_cache import RadixCache, TreeNode
+from sgl_core.runtime.request import Request
+
+__all__ = ["KVMemory", "Pin", "PrefixWatcher"]
+
+_PINNED_SHARE = 0.5
+"""Of the pool, at most, that pins may hold."""
+_WORTH_SPARING = 16
+"""Tokens of a leaf below which it is evicted without asking who waits for it."""
+
+
+class PrefixWatcher(Protocol):
+    """Those who wait, as eviction and publishing see them."""
+
+    def wants(self, ids: Sequence[int], at_least: int, namespace: str | None) -> bool:
+        """Whether somebody who waits has ``at_least`` so many leading tokens in common with ``ids``."""
+
+    def prefix_cached(self, ids: Sequence[int], namespace: str | None) -> None:
+        """The tree has got these ids."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pin:
+    """A prefix that stays until unpinned, expired, or in the way of the only request left.
+
+    Args:
+        node: locked end of the prefix. ``num_tokens``: its length.
+        expires_at: on the scheduler's clock, seconds; None is never.
+    """
+
+    node: TreeNode
+    num_tokens: int
+    expires_at: float | None
+
+
+class KVMemory:
+    """Slots of all requests.
+
+    Args:
+        tree: empty.
+        allocator: all free.
+        watcher: told what the tree gets, asked before eviction.
+        max_levels: nodes of a path that may be matched; None is all.
+    """
+
+    def __init__(
+        self, tree: RadixCache, allocator: SlotAllocator, watcher: PrefixWatcher, *, max_levels: int | None = None
+    ) -> None:
+        self.tree = tree
+        self.allocator = allocator
+        self.pins: dict[int, Pin] = {}
+        self.evicted_tokens = 0
+        """Tokens whose KV was dropped to make room, in all."""
+        self._watcher = watcher
+        self._max_levels = max_levels
+        self._pin_ids = itertools.count(1)
+        self._spoiled: list[tuple[TreeNode, int]] = []
+
+    @property
+    def available(self) -> int:
+        """Slots that are free or can be made free now."""
+        return self.allocator.free_count + self.tree.evictable_size
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Tokens under pins; where pins overlap, their common tokens count for each."""
+        return sum(pin.num_tokens for pin in self.pins.values())
+
+    # ---- a request's slots -------------------------------------------------------------------------------------------
+    def attach(self, request: Request) -> tuple[int, ...]:
+        """Give a request the cached part of its ids, locked.
+
+        Returns:
+            First tokens of what the tree holds behind the matched part instead of the request's next token.
+        """
+        if not request.use_tree:
+            return ()
+        match = self.tree.match_prefix(
+            request.ids, namespace=request.namespace, limit=request.match_limit, max_levels=self._max_levels
+        )
+        self.tree.inc_lock_ref(match.node)
+        request.slots, request.node, request.tree_len = match.slots, match.node, len(match.slots)
+        return match.continuations
+
+    def detach(self, request: Request) -> None:
+        """Undo ``attach``."""
+        if request.node is not None:
+            self.tree.dec_lock_ref(request.node)
+        request.slots, request.node, request.tree_len = [], None, 0
+
+    def make_room(self, num_slots: int) -> None:
+        """Evict until so many slots are free, if that many can be; prefixes that a waiting request shares go last."""
+        short = num_slots - self.allocator.free_count
+        if short > 0:
+            self._free_evicted(self.tree.evict(short, spare=self._is_wanted))
+
+    def grow(self, request: Request, end: int, *, publish: bool) -> None:
+        """Give a request slots for its tokens up to ``end``, and its prompt's to the tree at once if ``publish``.
+
+        Raises:
+            OutOfSlotsError: there is no room; the request has what it had.
+        """
+        wanted = end - len(request.slots)
+        self.make_room(wanted)
+        request.slots.extend(self.allocator.allocate(wanted))
+        if publish:
+            self.publish(request, min(end, request.prompt_len))
+
+    def publish(self, request: Request, end: int) -> None:
+        """Hand the leading ``end`` slots to the tree, unless it has some of them from another (then they stay private)."""
+        if not request.use_tree or end <= request.tree_len:
+            return
+        ids = request.ids[:end]
+        if self.tree.peek_prefix_len(ids, namespace=request.namespace) > request.tree_len:
+            return
+        inserted = self.tree.insert(ids, request.slots[:end], namespace=request.namespace)
+        self.tree.inc_lock_ref(inserted.node)
+        if request.node is not None:
+            self.tree.dec_lock_ref(request.node)
+        request.node, request.tree_len = inserted.node, end
+        self._watcher.prefix_cached(ids, request.namespace)
+
+    def expect(self, request: Request) -> None:
+        """Keep what the request's siblings will ask for, once the tree has it."""
+        hints = request.hints
+        if request.use_tree and hints.siblings and 0 < hints.shared_len <= request.tree_len:
+            match = self.tree.match_prefix(request.ids, namespace=request.namespace, limit=hints.shared_len)
+            self.tree.expect(match.node, hints.siblings)
+
+    def release(self, request: Request, *, keep: bool) -> None:
+        """Take everything back: with ``keep`` the computed tokens go to the tree, the rest to the allocator."""
+        kept = request.tree_len
+        try:
+            if request.use_tree and keep and request.computed_len > kept:
+                kept = self._keep_computed(request)
+        finally:
+            self.allocator.free(request.slots[kept:])
+            self.detach(request)
+            self._free_evicted(self.tree.evict_over_quota(request.namespace))
+
+    def _keep_computed(self, request: Request) -> int:
+        done, kept = request.computed_len, request.tree_len
+        ids = request.ids[:done]
+        inserted = self.tree.insert(ids, request.slots[:done], namespace=request.namespace)
+        self.allocator.free(request.slots[kept : max(kept, inserted.present_len)])
+        self._watcher.prefix_cached(ids, request.namespace)
+        return done
+
+    def forget(self, node: TreeNode | None, keep_len: int) -> None:
+        """Drop what lies between ``keep_len`` tokens and a node, as far as nobody holds or expects it: a last use."""
+        if node is not None:
+            self.allocator.free(self.tree.forget(node, keep_len))
+
+    def hold_spoiled(self, request: Request, keep_len: int) -> None:
+        """What a request has in the tree behind ``keep_len`` tokens is wrong or was never computed.
+
+        It stays locked until ``drop_spoiled``, so that nothing can evict its end and leave the rest to be found.
+        """
+        if request.node is not None:
+            self.tree.inc_lock_ref(request.node)
+            self._spoiled.append((request.node, keep_len))
+
+    def drop_spoiled(self) -> None:
+        """Drop all that is held as spoiled; those who hold it otherwise have let go, or are spoiled themselves."""
+        for node, _ in self._spoiled:
+            self.tree.dec_lock_ref(node)
+        for node, keep_len in reversed(self._spoiled):  # those who rode on a prefix before those who brought it
+            self.allocator.free(self.tree.forget(node, keep_len, spoiled=True))
+        self._spoiled.clear()
+
+    def flush(self) -> None:
+        """Drop every cached prefix that no request and no pin holds."""
+        self.allocator.free(self.tree.reset())
+
+    # ---- pins --------------------------------------------------------------------------------------------------------
+    def pin(self, ids: Sequence[int], namespace: str | None, expires_at: float | None) -> tuple[int, Pin]:
+        """Keep the cached part of ``ids``.
+
+        Raises:
+            PoolExhaustedError: see ``check_pin``; nothing changes.
+        """
+        match = self.tree.match_prefix(ids, namespace=namespace)
+        self.check_pin(len(match.slots))
+        self.tree.inc_lock_ref(match.node)
+        number, pin = next(self._pin_ids), Pin(match.node, len(match.slots), expires_at)
+        self.pins[number] = pin
+        return number, pin
+
+    def check_pin(self, num_tokens: int) -> None:
+        """Whether so many tokens more may be pinned.
+
+        Raises:
+            PoolExhaustedError: pins would hold more than half of the pool.
+        """
+        at_most = int(_PINNED_SHARE * self.allocator.num_slots)
+        if self.pinned_tokens + num_tokens > at_most:
+            raise PoolExhaustedError(
+                f"pin: {num_tokens} tokens on top of the {self.pinned_tokens} pinned ones exceed {at_most}, half of the KV "
+                f"pool; unpin something or raise cache_tokens"
+            )
+
+    def unpin(self, number: int) -> bool:
+        """Let a pinned prefix be evicted in its turn; False if there is no such pin any more."""
+        pin = self.pins.pop(number, None)
+        if pin is None:
+            return False
+        self.tree.dec_lock_ref(pin.node)
+        self._free_evicted(self.tree.evict_over_quota(pin.node.namespace))
+        return True
+
+    def expire_pins(self, now: float) -> None:
+        """Unpin what has expired."""
+        for number in [n for n, pin in self.pins.items() if pin.expires_at is not None and pin.expires_at <= now]:
+            self.unpin(number)
+
+    def yield_pin(self) -> bool:
+        """Give up the oldest pin; False if there is none."""
+        return bool(self.pins) and self.unpin(next(iter(self.pins)))
+
+    # ---- checking ----------------------------------------------------------------------------------------------------
+    def check_invariants(self, running: Collection[Request]) -> None:
+        """Assert that every slot has exactly one owner and that the locks are the running requests' and the pins'.
+
+        Raises:
+            AssertionError: with the first invariant that does not hold.
+        """
+        self.tree.check_invariants()
+        self.allocator.check_invariants()
+        private = [slot for r in running for slot in r.slots[r.tree_len :]]
+        owned = private + [slot for node in self.tree.walk() for slot in node.slots]
+        assert len(owned) == len(set(owned)), "a slot has two owners"
+        assert not any(self.allocator.is_free(slot) for slot in owned), "a slot in use is free"
+        assert len(owned) + self.allocator.free_count == self.allocator.num_slots, "a slot has no owner"
+        for request in running:
+            if request.node is not None:
+                assert request.node.path_len == request.tree_len, "a request's locked prefix is not its slot table's"
+                assert request.node.path_slots() == request.slots[: request.tree_len], "a slot table differs from the tree"
+        self._check_locks([r.node for r in running if r.node is not None])
+
+    def _check_locks(self, handles: Iterable[TreeNode]) -> None:
+        locks: Counter[int] = Counter()
+        for handle in itertools.chain(handles, (pin.node for pin in self.pins.values())):
+            locks.update(node.id for node in handle.path())
+        for node in self.tree.walk():
+            assert node.lock_ref == locks[node.id], "a node is locked by nobody, or not by all who hold it"
+
+    # ---- private -----------------------------------------------------------------------------------------------------
+    def _is_wanted(self, node: TreeNode) -> bool:
+        """Whether a waiting request shares most of a leaf: what is spared is to be used, and worth the question."""
+        if len(node.key) < _WORTH_SPARING:
+            return False
+        ids = tuple(itertools.chain.from_iterable(part.key for part in node.path()))
+        return self._watcher.wants(ids, len(ids) - len(node.key) // 2, node.namespace)
+
+    def _free_evicted(self, slots: list[int]) -> None:
+        self.evicted_tokens += len(slots)
+        self.allocator.free(slots)

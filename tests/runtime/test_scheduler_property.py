@@ -1,0 +1,98 @@
+"""The scheduler under random traffic and bad luck: one seed is one run, everything is checked after every operation."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+import sgl_core.testing.simulation.script as script_module
+from sgl_core.runtime.scheduler import Scheduler, SchedulerOptions
+from sgl_core.testing.simulation.script import Retract, Script, Setup, Step, Submit, run_script
+from sgl_core.testing.simulation.shrink import run_seed, shrink
+from sgl_core.testing.simulation.traffic import draw_script
+from sgl_core.types import Hints
+
+STEPS = 300
+SEEDS_IN_A_BLOCK = 20
+
+EVENTS = ("hits", "retractions", "forced retractions", "aborted", "failed", "failed steps", "bad rows", "evicted", "pins")
+
+
+def run_block(first: int, count: int = SEEDS_IN_A_BLOCK) -> Counter[str]:
+    """Run some seeds and print what was seen; asserts that the interesting things happened."""
+    seen: Counter[str] = Counter()
+    for seed in range(first, first + count):
+        seen += run_seed(seed, STEPS)
+    print(f"seeds {first} to {first + count - 1}, {STEPS} steps and what is left: {dict(sorted(seen.items()))}")
+    assert all(seen[event] > 0 for event in EVENTS), seen
+    return seen
+
+
+@pytest.mark.parametrize("first", range(0, 200, SEEDS_IN_A_BLOCK))
+def test_random_traffic_is_right_and_leaks_nothing(first: int) -> None:
+    run_block(first)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", range(1_000, 4_000, SEEDS_IN_A_BLOCK))
+def test_much_random_traffic_is_right_and_leaks_nothing(first: int) -> None:
+    run_block(first)
+
+
+REGRESSIONS = {
+    "KV that a failed step never computed was kept, because a program had announced further uses of it": Script(
+        Setup(num_slots=48),
+        (
+            Submit(name="leader", pieces=((2, 8), (201, 1)), hints=Hints("p", siblings=3, shared_len=8)),
+            Submit(name="rider", pieces=((2, 8), (202, 2))),
+            Step(raising=True),
+        ),
+    ),
+    "the namespace's quota evicted the end of what a failed step never computed, and so its beginning was kept": Script(
+        Setup(num_slots=96, options=SchedulerOptions(namespace_quota_tokens=24)),
+        (
+            Submit(name="leader", pieces=((2, 24), (201, 1))),
+            Submit(name="rider", pieces=((2, 24), (202, 2)), poisoned=True),
+        ),
+    ),
+}
+"""Short scripts that once failed, by what was wrong."""
+
+
+@pytest.mark.parametrize("script", REGRESSIONS.values(), ids=REGRESSIONS)
+def test_what_once_failed_stays_right(script: Script) -> None:
+    run_script(script)
+
+
+# ---- the simulation itself -------------------------------------------------------------------------------------------
+def test_a_seed_is_one_script_and_another_seed_is_another() -> None:
+    assert draw_script(3, 40) == draw_script(3, 40) != draw_script(4, 40)
+
+
+def test_a_run_repeats_itself_to_the_last_count() -> None:
+    assert run_script(draw_script(5, 60)) == run_script(draw_script(5, 60))
+
+
+def test_a_script_is_printed_as_the_code_that_builds_it() -> None:
+    script = draw_script(6, 30)
+    assert eval(str(script), vars(script_module).copy()) == script
+
+
+def test_a_failure_says_its_seed_and_a_script_of_a_few_operations_that_fails_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Scheduler, request_id: str) -> bool:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(Scheduler, "retract", broken)
+    with pytest.raises(AssertionError, match="seed 7, 60 steps: ZeroDivisionError: planted") as caught:
+        run_seed(7, 60)
+    code = str(caught.value).partition("fails so too:\n")[2]
+    short = eval(code, vars(script_module).copy())
+    assert [type(operation) for operation in short.operations] == [Retract]
+    with pytest.raises(ZeroDivisionError):
+        run_script(short)
+
+
+def test_only_what_fails_can_be_shrunk() -> None:
+    with pytest.raises(ValueError, match="expected one that fails"):
+        shrink(Script(Setup(), (Step(),)))
