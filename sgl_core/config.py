@@ -18,9 +18,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 
 
-def _positive(name: str, value: object) -> None:
+def _positive(name: str, value: object, or_none: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgumentError(name, value, "a positive int, or None for the default")
+        raise InvalidArgumentError(name, value, f"a positive int{or_none}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class EngineConfig:
             "threads",
         ):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                _positive(name, getattr(self, name), ", or None for the default")
         for name in ("max_running", "default_max_new_tokens"):
             _positive(name, getattr(self, name))
         for name in ("prefix_cache", "in_flight_sharing", "cascade", "deterministic"):

@@ -28,12 +28,17 @@ class RequestHandle(Generic[ResultT]):
 
     Args:
         on_abort: called with this handle's id when somebody aborts it before it is done; must be short.
+        before_waiting: called when somebody is about to wait for it; raises where that would be for ever, as in a callback
+            on the producer's own thread.
     """
 
-    def __init__(self, on_abort: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, on_abort: Callable[[str], None] | None = None, *, before_waiting: Callable[[], None] | None = None
+    ) -> None:
         """Give it a fresh, unguessable id."""
         self._id = secrets.token_hex(16)
         self._on_abort = on_abort
+        self._before_waiting = before_waiting
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._value: ResultT | None = None
@@ -58,6 +63,7 @@ class RequestHandle(Generic[ResultT]):
 
     def result(self, timeout: float | None = None) -> ResultT:
         """Wait for the result; see ``Handle.result``."""
+        self._check_may_wait()
         if not self._ended.wait(timeout):
             raise TimeoutError(f"request {self._id[:8]} is not done after {timeout} s; it goes on")
         if self._error is not None:
@@ -95,6 +101,7 @@ class RequestHandle(Generic[ResultT]):
 
     def __iter__(self) -> Iterator[GenDelta]:
         """Iterate over deltas until done."""
+        self._check_may_wait()
         deltas: queue.SimpleQueue[GenDelta | None] = queue.SimpleQueue()
         self.add_delta_callback(deltas.put)
         self.add_done_callback(lambda: deltas.put(None))
@@ -116,6 +123,10 @@ class RequestHandle(Generic[ResultT]):
         while (delta := await deltas.get()) is not None:
             yield delta
         self.result(0)
+
+    def _check_may_wait(self) -> None:
+        if not self.done() and self._before_waiting is not None:
+            self._before_waiting()
 
     # ---- for the producer --------------------------------------------------------------------------------------------
     def push(self, delta: GenDelta) -> None:
@@ -159,17 +170,24 @@ class _Listener:
         self.fn = fn
         self.pending: list[GenDelta] = []
         self._delivered = 0
-        self._busy = threading.RLock()
+        self._busy = threading.Lock()
 
     def drain(self) -> None:
-        with self._busy:
-            while self._delivered < len(self.pending):
-                delta = self.pending[self._delivered]
-                self._delivered += 1
-                try:
-                    self.fn(delta)
-                except BaseException:  # it is the listener's own affair; the producer and the others go on
-                    _log.exception("a delta callback failed")
+        """Deliver what is pending, or leave it to the thread that is at it: a producer never waits for a listener."""
+        while self._delivered < len(self.pending) and self._busy.acquire(blocking=False):
+            try:
+                self._deliver()
+            finally:
+                self._busy.release()
+
+    def _deliver(self) -> None:
+        while self._delivered < len(self.pending):
+            delta = self.pending[self._delivered]
+            self._delivered += 1
+            try:
+                self.fn(delta)
+            except BaseException:  # it is the listener's own affair; the producer and the others go on
+                _log.exception("a delta callback failed")
 
 
 def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:

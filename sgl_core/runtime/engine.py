@@ -6,15 +6,16 @@ It owns nothing but its thread; every method may be called from any thread.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Self, overload
+from typing import Any, Self, TypeVar, overload
 
 from sgl_core.backend import Capabilities, Handle
 from sgl_core.config import EngineConfig
-from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, QueueFull
+from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, PoolExhaustedError
 from sgl_core.handle import RequestHandle
 from sgl_core.runtime.codec import LocalCodec
 from sgl_core.runtime.engine_loop import EngineLoop, Machine
@@ -22,10 +23,10 @@ from sgl_core.runtime.intake import Intake, deadline_after
 from sgl_core.runtime.metrics import CacheMiss, EngineStats
 from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.runtime.pinning import PinnedPrefix
-from sgl_core.runtime.request import Request
+from sgl_core.runtime.request import PinOrder
 from sgl_core.runtime.snapshot import TreeSnapshot, take_snapshot
 from sgl_core.runtime.startup import ModelFacts, assemble, load
-from sgl_core.runtime.tickets import GenTicket, PrefetchTicket, ScoreTicket, Ticket
+from sgl_core.runtime.tickets import GenTicket, PrefetchTicket, ScoreTicket
 from sgl_core.types import (
     GenRequest,
     GenResult,
@@ -37,6 +38,8 @@ from sgl_core.types import (
 )
 
 __all__ = ["Engine"]
+
+ResultT = TypeVar("ResultT")
 
 
 class Engine:
@@ -185,9 +188,9 @@ class Engine:
             ids = self._intake.prompt_ids(prompt)
             params = SamplingParams() if params is None else params
             request = GenRequest(ids, params, namespace=namespace, priority=priority, timeout_s=timeout_s)
-        handle: RequestHandle[GenResult] = RequestHandle(lambda request_id: self._loop.abort([request_id]))
+        handle = self._new_handle(lambda request_id: self._loop.abort([request_id]))
         queued, decoder = self._intake.generation(request, handle.id)
-        self._queue([queued], GenTicket(handle, decoder))
+        self._loop.add([queued], GenTicket(handle, decoder), max_queued=self.config.max_queued)
         return handle
 
     def generate(
@@ -209,16 +212,17 @@ class Engine:
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise InvalidArgumentError("params", f"{len(each)} params", f"one, or as many as prompts ({len(prompts)})")
+        self._loop.check_may_wait()
         handles: list[Handle[GenResult]] = []
         try:
             for prompt, one in zip(prompts, each, strict=True):
                 handles.append(self.submit(prompt, one))
+            for handle in handles:
+                _wait(handle)
         except BaseException:
             for handle in handles:
                 handle.abort()
             raise
-        for handle in handles:
-            _wait(handle)
         return [handle.result(0) for handle in handles]
 
     @overload
@@ -245,7 +249,7 @@ class Engine:
             return self._submit_score(prompt)
         if not continuations or isinstance(continuations, str):
             raise InvalidArgumentError("continuations", continuations, "a non-empty list of texts or token ids")
-        result = self._submit_score(self._intake.score_request(prompt, continuations)).result()
+        result = _result(self._submit_score(self._intake.score_request(prompt, continuations)))
         return [sum(logprobs) for logprobs in result.token_logprobs]
 
     def prefetch(
@@ -262,10 +266,7 @@ class Engine:
         """
         if not isinstance(prompt, PrefetchRequest):
             prompt = PrefetchRequest(self._intake.prompt_ids(prompt), namespace=namespace)
-        handle: RequestHandle[PrefetchResult] = RequestHandle(lambda request_id: self._loop.abort([request_id]))
-        queued = self._intake.prefetch(prompt, handle.id)
-        self._queue([queued], PrefetchTicket(handle))
-        return handle
+        return self._prefetch(prompt, None)
 
     def pin(self, prompt: str | Sequence[int], *, ttl_s: float | None = None, namespace: str | None = None) -> PinnedPrefix:
         """Compute a prefix and keep it: it is not evicted until unpinned or expired. Waits until it is computed.
@@ -286,15 +287,20 @@ class Engine:
             InvalidArgumentError: the prefix is empty or does not fit, or ``ttl_s`` is no positive number.
             EngineError: the engine is closed.
         """
-        expires_at = deadline_after(ttl_s, "ttl_s")
-        ids = self._intake.prompt_ids(prompt)
-        self._loop.call(lambda machine: machine.scheduler.memory.check_pin(len(ids)))
-        usage = self.prefetch(PrefetchRequest(ids, namespace=namespace)).result().usage
-        number, pin = self._loop.call(lambda machine: machine.scheduler.memory.pin(ids, namespace, expires_at))
-        return PinnedPrefix(self._unpin, number, len(ids), pin.num_tokens, usage.cached_tokens)
+        self._loop.check_may_wait()
+        if not self.config.prefix_cache:
+            raise InvalidArgumentError("prefix_cache", False, "True, as there is nothing to keep a prefix in without it")
+        order = PinOrder(deadline_after(ttl_s, "ttl_s"))
+        request = PrefetchRequest(self._intake.prompt_ids(prompt), namespace=namespace)
+        num_tokens = len(request.input_ids)
+        self._loop.call(lambda machine: machine.scheduler.check_pin(num_tokens, time.monotonic()))
+        usage = _result(self._prefetch(request, order)).usage
+        if order.number is None:
+            raise PoolExhaustedError("pin: meanwhile others pinned half of the KV pool; unpin something or raise cache_tokens")
+        return PinnedPrefix(self._unpin, order.number, num_tokens, usage.cached_tokens)
 
     def _unpin(self, number: int) -> bool:
-        return self._loop.call(lambda machine: machine.scheduler.memory.unpin(number))
+        return self._loop.call(lambda machine: machine.scheduler.unpin(number, time.monotonic()))
 
     def new_seed(self) -> int:
         """A fresh seed: from OS entropy, or the next of ``Engine(seed=k)``'s sequence."""
@@ -302,8 +308,8 @@ class Engine:
 
     # ---- end ---------------------------------------------------------------------------------------------------------
     def close(self) -> None:
-        """End all requests with EngineShutdown and free the model; idempotent."""
-        self._finalizer()
+        """End all requests with EngineShutdown and free the model; idempotent. Waits for the engine's thread."""
+        self._loop.close()
 
     def __enter__(self) -> Self:
         """The engine itself."""
@@ -314,20 +320,34 @@ class Engine:
         self.close()
 
     # ---- private -----------------------------------------------------------------------------------------------------
-    def _queue(self, requests: list[Request], ticket: Ticket) -> None:
-        limit = self.config.max_queued
-        if limit is not None and self._loop.num_queued + len(requests) > limit:
-            raise QueueFull(f"max_queued={limit} requests wait already; try again later or raise max_queued")
-        self._loop.add(requests, ticket)
+    def _new_handle(self, on_abort: Callable[[str], None]) -> RequestHandle[Any]:
+        return RequestHandle(on_abort, before_waiting=self._loop.check_may_wait)
+
+    def _prefetch(self, request: PrefetchRequest, pin: PinOrder | None) -> Handle[PrefetchResult]:
+        handle = self._new_handle(lambda request_id: self._loop.abort([request_id]))
+        queued = self._intake.prefetch(request, handle.id)
+        queued.pin = pin
+        self._loop.add([queued], PrefetchTicket(handle), max_queued=self.config.max_queued)
+        return handle
 
     def _submit_score(self, request: ScoreRequest) -> Handle[ScoreResult]:
         ids: list[str] = []
-        handle: RequestHandle[ScoreResult] = RequestHandle(lambda _: self._loop.abort(ids))
+        handle = self._new_handle(lambda _: self._loop.abort(ids))
         requests = self._intake.scoring(request, handle.id)
         ids.extend(r.id for r in requests)
         clean_up = None if self.config.prefix_cache else self.flush_cache
-        self._queue(requests, ScoreTicket(handle, requests, len(request.input_ids), clean_up))
+        ticket = ScoreTicket(handle, requests, len(request.input_ids), clean_up)
+        self._loop.add(requests, ticket, max_queued=self.config.max_queued)
         return handle
+
+
+def _result(handle: Handle[ResultT]) -> ResultT:
+    """Wait; who stops waiting (a keyboard interrupt) leaves nothing running."""
+    try:
+        return handle.result()
+    except BaseException:
+        handle.abort()
+        raise
 
 
 def _wait(handle: Handle[GenResult]) -> None:

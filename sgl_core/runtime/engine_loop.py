@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sgl_core.errors import EngineError, EngineShutdown, EngineStepError
+from sgl_core.errors import EngineError, EngineShutdown, EngineStepError, QueueFull
 from sgl_core.runtime.metrics import EngineStats
 from sgl_core.runtime.model_runner import ModelRunner
 from sgl_core.runtime.plan import Finished, Progress
@@ -74,24 +74,36 @@ class EngineLoop:
         """
         self._check_process()
         with self._door:
-            if self._end is not None:
-                raise type(self._end)(*self._end.args) from self._end
+            self._check_open()
             self._inbox.put(command)
 
-    def add(self, requests: list[Request], ticket: Ticket) -> None:
-        """Queue requests whose events go to ``ticket``."""
+    def add(self, requests: list[Request], ticket: Ticket, *, max_queued: int | None = None) -> None:
+        """Queue requests whose events go to ``ticket``.
+
+        Raises:
+            QueueFull: more than ``max_queued`` would wait. An empty queue takes any number that belongs together.
+            EngineError: the engine is closed, dead, or the parent process's.
+        """
 
         def command() -> None:
-            with self._door:
-                self._pending_adds -= len(requests)
+            scheduler, started = self._running_machine.scheduler, time.perf_counter()
             for request in requests:
                 self._tickets[request.id] = ticket
-                self._running_machine.scheduler.add(request)
+                scheduler.add(request)
+            scheduler.counters.scheduling_s += time.perf_counter() - started
+            with self._door:
+                self._pending_adds -= len(requests)
 
         self._check_process()
         with self._door:
+            self._check_open()
+            waiting = self.num_queued
+            if max_queued is not None and waiting and waiting + len(requests) > max_queued:
+                raise QueueFull(
+                    f"max_queued={max_queued}: {waiting} requests wait already; try again later or raise max_queued"
+                )
             self._pending_adds += len(requests)
-        self.post(command)
+            self._inbox.put(command)
 
     def abort(self, request_ids: list[str]) -> None:
         """End requests soon; no effect on those that are done."""
@@ -149,6 +161,21 @@ class EngineLoop:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def check_may_wait(self) -> None:
+        """Whether the calling thread may wait for a request.
+
+        Raises:
+            EngineError: it is the engine's own, in a callback: nothing would go on while it waits.
+        """
+        if threading.current_thread() is self._thread:
+            raise EngineError(
+                "a callback runs on the engine's thread and must not wait for a request; hand it to another thread"
+            )
+
+    def _check_open(self) -> None:
+        if self._end is not None:
+            raise type(self._end)(*self._end.args) from self._end
+
     def _check_process(self) -> None:
         """Before any lock: in a forked child the thread is missing, and the locks may be held for ever."""
         if os.getpid() != self._pid:
@@ -195,11 +222,11 @@ class EngineLoop:
 
     def _step(self) -> None:
         scheduler, runner = self._running_machine.scheduler, self._running_machine.runner
-        self._deliver(scheduler.expire(time.monotonic()))
         started = time.perf_counter()
+        late = scheduler.expire(time.monotonic())
         plan = scheduler.schedule(time.monotonic())
         scheduled = time.perf_counter()
-        events: list[Progress | Finished] = list(scheduler.collect())
+        events: list[Progress | Finished] = [*late, *scheduler.collect()]
         if plan is None:
             if not events and not scheduler.is_idle:
                 raise RuntimeError("requests wait, nothing runs and nothing can be admitted")

@@ -12,10 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sgl_core.errors import PoolExhaustedError
 from sgl_core.runtime.allocator import SlotAllocator
 from sgl_core.runtime.radix_cache import RadixCache, TreeNode
-from sgl_core.runtime.request import Request
+from sgl_core.runtime.request import PinOrder, Request
 
 __all__ = ["KVMemory", "Pin", "PrefixWatcher"]
 
@@ -27,6 +26,10 @@ _WORTH_SPARING = 16
 
 class PrefixWatcher(Protocol):
     """Those who wait, as eviction and publishing see them."""
+
+    @property
+    def version(self) -> int:
+        """Changes with the set of those who wait."""
 
     def wants(self, ids: Sequence[int], at_least: int, namespace: str | None) -> bool:
         """Whether somebody who waits has ``at_least`` so many leading tokens in common with ``ids``."""
@@ -71,6 +74,8 @@ class KVMemory:
         self._max_levels = max_levels
         self._pin_ids = itertools.count(1)
         self._spoiled: list[tuple[TreeNode, int]] = []
+        self._answers: dict[int, bool] = {}  # by node id, what the watcher said when its version was _answered_at
+        self._answered_at = -1
 
     @property
     def available(self) -> int:
@@ -97,12 +102,6 @@ class KVMemory:
         self.tree.inc_lock_ref(match.node)
         request.slots, request.node, request.tree_len = match.slots, match.node, len(match.slots)
         return match.continuations
-
-    def detach(self, request: Request) -> None:
-        """Undo ``attach``."""
-        if request.node is not None:
-            self.tree.dec_lock_ref(request.node)
-        request.slots, request.node, request.tree_len = [], None, 0
 
     def make_room(self, num_slots: int) -> None:
         """Evict until so many slots are free, if that many can be; prefixes that a waiting request shares go last."""
@@ -136,12 +135,27 @@ class KVMemory:
         request.node, request.tree_len = inserted.node, end
         self._watcher.prefix_cached(ids, request.namespace)
 
-    def expect(self, request: Request) -> None:
+    def fits(self, request: Request, wanted: int, promised: int) -> bool:
+        """Whether a request that wants so many slots in all, cached ones included, finds them beside what is promised.
+
+        Exact: what it shares is neither asked for nor can it be evicted for it. Changes nothing.
+        """
+        matched = unlocked = 0
+        if request.use_tree:
+            matched, unlocked = self.tree.peek_match(
+                request.ids, namespace=request.namespace, limit=request.match_limit, max_levels=self._max_levels
+            )
+        return wanted - matched <= self.available - unlocked - promised
+
+    def announce(self, request: Request) -> None:
         """Keep what the request's siblings will ask for, once the tree has it."""
         hints = request.hints
-        if request.use_tree and hints.siblings and 0 < hints.shared_len <= request.tree_len:
-            match = self.tree.match_prefix(request.ids, namespace=request.namespace, limit=hints.shared_len)
-            self.tree.expect(match.node, hints.siblings)
+        if not hints.siblings or not hints.shared_len or request.is_announced or not request.use_tree:
+            return
+        node = self.tree.locate(request.ids[: hints.shared_len], namespace=request.namespace)
+        if node is not None:
+            self.tree.expect(node, hints.siblings)
+            request.is_announced = True
 
     def release(self, request: Request, *, keep: bool) -> None:
         """Take everything back: with ``keep`` the computed tokens go to the tree, the rest to the allocator."""
@@ -151,7 +165,11 @@ class KVMemory:
                 kept = self._keep_computed(request)
         finally:
             self.allocator.free(request.slots[kept:])
-            self.detach(request)
+            if request.pin is not None and keep:
+                self.pin(request.ids, request.namespace, request.pin)
+            if request.node is not None:
+                self.tree.dec_lock_ref(request.node)
+            request.slots, request.node, request.tree_len = [], None, 0
             self._free_evicted(self.tree.evict_over_quota(request.namespace))
 
     def _keep_computed(self, request: Request) -> int:
@@ -163,8 +181,10 @@ class KVMemory:
         return done
 
     def forget(self, node: TreeNode | None, keep_len: int) -> None:
-        """Drop what lies between ``keep_len`` tokens and a node, as far as nobody holds or expects it: a last use."""
-        if node is not None:
+        """A last use: drop what lies between ``keep_len`` tokens and a node, unless somebody holds it or waits for it."""
+        if node is None or node.is_evicted:
+            return
+        if not self._watcher.wants(_ids_of(node), keep_len + 1, node.namespace):
             self.allocator.free(self.tree.forget(node, keep_len))
 
     def hold_spoiled(self, request: Request, keep_len: int) -> None:
@@ -189,31 +209,22 @@ class KVMemory:
         self.allocator.free(self.tree.reset())
 
     # ---- pins --------------------------------------------------------------------------------------------------------
-    def pin(self, ids: Sequence[int], namespace: str | None, expires_at: float | None) -> tuple[int, Pin]:
-        """Keep the cached part of ``ids``.
+    def pin(self, ids: Sequence[int], namespace: str | None, order: PinOrder) -> None:
+        """Keep ``ids`` if they are cached whole and pins may hold them; ``order.number`` tells."""
+        node = self.tree.locate(ids, namespace=namespace)
+        if node is not None and self.may_pin(len(ids)):
+            self.tree.inc_lock_ref(node)
+            order.number = next(self._pin_ids)
+            self.pins[order.number] = Pin(node, len(ids), order.expires_at)
 
-        Raises:
-            PoolExhaustedError: see ``check_pin``; nothing changes.
-        """
-        match = self.tree.match_prefix(ids, namespace=namespace)
-        self.check_pin(len(match.slots))
-        self.tree.inc_lock_ref(match.node)
-        number, pin = next(self._pin_ids), Pin(match.node, len(match.slots), expires_at)
-        self.pins[number] = pin
-        return number, pin
+    def may_pin(self, num_tokens: int) -> bool:
+        """Whether pins hold at most half of the pool with so many tokens more."""
+        return self.pinned_tokens + num_tokens <= self.most_pinned_tokens
 
-    def check_pin(self, num_tokens: int) -> None:
-        """Whether so many tokens more may be pinned.
-
-        Raises:
-            PoolExhaustedError: pins would hold more than half of the pool.
-        """
-        at_most = int(_PINNED_SHARE * self.allocator.num_slots)
-        if self.pinned_tokens + num_tokens > at_most:
-            raise PoolExhaustedError(
-                f"pin: {num_tokens} tokens on top of the {self.pinned_tokens} pinned ones exceed {at_most}, half of the KV "
-                f"pool; unpin something or raise cache_tokens"
-            )
+    @property
+    def most_pinned_tokens(self) -> int:
+        """Tokens that pins may hold."""
+        return int(_PINNED_SHARE * self.allocator.num_slots)
 
     def unpin(self, number: int) -> bool:
         """Let a pinned prefix be evicted in its turn; False if there is no such pin any more."""
@@ -265,9 +276,18 @@ class KVMemory:
         """Whether a waiting request shares most of a leaf: what is spared is to be used, and worth the question."""
         if len(node.key) < _WORTH_SPARING:
             return False
-        ids = tuple(itertools.chain.from_iterable(part.key for part in node.path()))
-        return self._watcher.wants(ids, len(ids) - len(node.key) // 2, node.namespace)
+        if self._answered_at != self._watcher.version:
+            self._answers.clear()
+            self._answered_at = self._watcher.version
+        if node.id not in self._answers:
+            ids = _ids_of(node)
+            self._answers[node.id] = self._watcher.wants(ids, len(ids) - len(node.key) // 2, node.namespace)
+        return self._answers[node.id]
 
     def _free_evicted(self, slots: list[int]) -> None:
         self.evicted_tokens += len(slots)
         self.allocator.free(slots)
+
+
+def _ids_of(node: TreeNode) -> tuple[int, ...]:
+    return tuple(itertools.chain.from_iterable(part.key for part in node.path()))

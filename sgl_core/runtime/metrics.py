@@ -43,14 +43,19 @@ class Counters:
         self.recomputed_tokens += min(end, first) - start
         request.covered_len = max(request.covered_len, end)
         prompt = max(0, min(end, request.shared_prompt_len) - first)
+        rest = max(0, end - first) - prompt
         if request.kind is Kind.PREFETCH:
             self.prefetched_tokens += prompt
         elif _owns_prompt(request):
             self.prompt_tokens += prompt
             self.prefilled_tokens += prompt
+        else:  # a continuation that is not the first: its prompt's last token gives the logits of what it scores
+            again = max(0, min(end, request.shared_prompt_len - 1) - first)
+            self.recomputed_tokens += again
+            self.scored_tokens += prompt - again
         if request.kind is Kind.SCORE:
-            self.scored_tokens += max(0, end - first) - (prompt if _owns_prompt(request) else 0)
-        if request.kind is not Kind.SCORE or _owns_prompt(request):
+            self.scored_tokens += rest
+        if request.kind is Kind.PREFETCH or _owns_prompt(request):
             request.prefilled_len += prompt
 
 
@@ -100,7 +105,7 @@ class EngineStats:
         cached_tokens: of these, not computed because their KV was there, or came from a batch mate.
         prefilled_tokens: of these, run through the model: ``prompt_tokens == cached_tokens + prefilled_tokens``.
         generated_tokens: tokens sampled.
-        recomputed_tokens: run again after retraction or eviction.
+        recomputed_tokens: run again after a retraction, or for another continuation of a scoring after eviction.
         prefetched_tokens: run for ``prefetch``.
         scored_tokens: run for choices and continuations, beyond their shared prompt.
         jumped_tokens: forced by a grammar, not sampled.

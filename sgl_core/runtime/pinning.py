@@ -15,16 +15,12 @@ class PinnedPrefix:
     Args:
         unpin: ends the pin of a number; False if it has ended already.
         number: of this pin.
-        prompt_tokens: length of the prefix. ``pinned_tokens``: of these, kept now. ``cached_tokens``: of these, not computed
-            for the pin because their KV was there.
+        pinned_tokens: length of the prefix. ``cached_tokens``: of these, not computed for the pin because their KV was there.
     """
 
-    def __init__(
-        self, unpin: Callable[[int], bool], number: int, prompt_tokens: int, pinned_tokens: int, cached_tokens: int
-    ) -> None:
+    def __init__(self, unpin: Callable[[int], bool], number: int, pinned_tokens: int, cached_tokens: int) -> None:
         self._unpin = unpin
         self._number = number
-        self.prompt_tokens = prompt_tokens
         self.pinned_tokens = pinned_tokens
         self.cached_tokens = cached_tokens
 
@@ -46,4 +42,4 @@ class PinnedPrefix:
 
     def __repr__(self) -> str:
         """Counts; no prompt text."""
-        return f"PinnedPrefix(prompt_tokens={self.prompt_tokens}, pinned_tokens={self.pinned_tokens})"
+        return f"PinnedPrefix(pinned_tokens={self.pinned_tokens}, cached_tokens={self.cached_tokens})"

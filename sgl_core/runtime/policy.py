@@ -21,6 +21,9 @@ __all__ = ["POLICY_MAKERS", "DepthFirstByWeight", "FirstComeFirstServed", "Longe
 class Policy(Protocol):
     """An order over waiting requests."""
 
+    follows_cache: bool
+    """Whether ``prefix_cached`` matters to it."""
+
     def add(self, request: Request) -> None:
         """A request waits."""
 
@@ -39,6 +42,8 @@ class Policy(Protocol):
 
 class FirstComeFirstServed:
     """By arrival."""
+
+    follows_cache = False
 
     def __init__(self) -> None:
         """Start empty."""
@@ -96,6 +101,8 @@ class LongestPrefixMatch:
     Args:
         tree: looked at, never changed.
     """
+
+    follows_cache = True
 
     def __init__(self, tree: RadixCache) -> None:
         """Start empty."""
@@ -156,6 +163,8 @@ class LongestPrefixMatch:
 
 class DepthFirstByWeight:
     """Depth-first over the waiting requests' common prefixes, the branch where most wait before its siblings."""
+
+    follows_cache = False
 
     def __init__(self) -> None:
         """Start empty."""

@@ -61,8 +61,11 @@ class InsertResult:
     """Ends the inserted ids."""
     present_len: int
     """Leading tokens that were in the tree before."""
-    slots: list[int]
-    """The tree's slots of all inserted ids."""
+
+    @property
+    def slots(self) -> list[int]:
+        """The tree's slots of all inserted ids, until the tree changes."""
+        return self.node.path_slots()
 
 
 class RadixCache:
@@ -161,6 +164,27 @@ class RadixCache:
         _check_not_negative("max_levels", max_levels)
         return self._tree.descend(tuple(ids), namespace, max_levels).matched_len
 
+    def peek_match(
+        self, ids: Sequence[int], *, namespace: str | None = None, limit: int | None = None, max_levels: int | None = None
+    ) -> tuple[int, int]:
+        """What ``match_prefix`` would find, and what locking it would take from ``evictable_size``; changes nothing.
+
+        Returns:
+            Matched tokens, and those of them that nobody has locked.
+        """
+        descent = self._tree.descend(tuple(ids if limit is None else ids[:limit]), namespace, max_levels)
+        *whole, last = descent.path
+        unlocked = sum(len(node.key) for node in whole if not node.lock_ref)
+        return descent.matched_len, unlocked + (0 if last.lock_ref else descent.shared_in_last)
+
+    def locate(self, ids: Sequence[int], *, namespace: str | None = None) -> TreeNode | None:
+        """The node that ends exactly ``ids``, made by a split if need be; None if they are not cached whole.
+
+        Neither stamps nor counts as a use.
+        """
+        descent = self._tree.descend(tuple(ids), namespace)
+        return self._tree.end_of(descent) if descent.matched_len == len(ids) else None
+
     def insert(self, ids: Sequence[int], slots: Sequence[int], *, namespace: str | None = None) -> InsertResult:
         """Put ``ids`` into the tree and hand it the slots of those that it does not have.
 
@@ -186,7 +210,7 @@ class RadixCache:
             self._count_evictable(namespace, len(key) - present_len)
         self._stamp(node)
         self._queue.push(node)
-        return InsertResult(node, present_len, node.path_slots())
+        return InsertResult(node, present_len)
 
     # ---- locking -----------------------------------------------------------------------------------------------------
     def inc_lock_ref(self, node: TreeNode) -> None:

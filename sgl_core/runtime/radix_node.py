@@ -1,8 +1,7 @@
 """One node of the radix tree: an edge of token ids with their KV slots, and what holds for a node seen alone.
 
-``RadixCache`` is the only writer of every field, but for the two that it leaves to its eviction queue and its
-expectations. The scheduler keeps nodes as handles: it locks and unlocks them and
-reads their path, no more.
+Only ``RadixCache`` and the parts that it owns (the tree's shape, the eviction queue, the expectations) write its fields. The
+scheduler keeps nodes as handles: it locks and unlocks them and reads their path, no more.
 """
 
 from __future__ import annotations

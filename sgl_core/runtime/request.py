@@ -10,7 +10,7 @@ from typing import Protocol
 from sgl_core.runtime.radix_cache import TreeNode
 from sgl_core.types import Hints, SamplingParams
 
-__all__ = ["Kind", "Request", "ScoreGroup", "State", "TextSink"]
+__all__ = ["Kind", "PinOrder", "Request", "ScoreGroup", "State", "TextSink"]
 
 
 class Kind(Enum):
@@ -38,6 +38,19 @@ class ScoreGroup:
     leader: Request | None = None
 
 
+@dataclass(slots=True, eq=False)
+class PinOrder:
+    """Asks that a prefetched prefix be pinned before anything can evict it.
+
+    Args:
+        expires_at: on the scheduler's clock, seconds; None is never.
+        number: of the pin, once it is set; None if pins would have held too much.
+    """
+
+    expires_at: float | None
+    number: int | None = None
+
+
 class TextSink(Protocol):
     """Turns a request's tokens into text and looks for its stop strings."""
 
@@ -63,7 +76,7 @@ class Request:
         sink: its text; None for SCORE and PREFETCH.
         score_from: SCORE: index of the first scored token, at least 1. ``group``: SCORE: shared by all continuations.
         namespace: part of the tree's key. ``use_tree``: False shares nothing.
-        priority: see GenRequest. ``hints``: see Hints.
+        priority: see GenRequest. ``hints``: see Hints. ``pin``: PREFETCH: see PinOrder.
         deadline: on the scheduler's clock, seconds; None is never.
         arrival: order of submission, unique.
     """
@@ -83,6 +96,7 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     hints: Hints = field(default_factory=Hints)
+    pin: PinOrder | None = None
     arrival: int = -1
     prompt_len: int = field(init=False)
     state: State = State.WAITING
@@ -97,6 +111,10 @@ class Request:
     """Leading tokens whose KV is computed."""
     attached_len: int = 0
     """Of these, those that were there at its last admission."""
+    found_len: int = 0
+    """``attached_len`` of its first admission: what others had computed."""
+    is_announced: bool = False
+    """Whether the tree knows of its siblings."""
     covered_len: int = 0
     """Leading tokens that are accounted for, as cached or as run; never falls."""
     prefilled_len: int = 0

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from sgl_core.errors import DeadlineExceeded, EngineStepError
+from sgl_core.errors import DeadlineExceeded, EngineStepError, PoolExhaustedError
 from sgl_core.runtime.allocator import SlotAllocator
 from sgl_core.runtime.growth import GrowthEstimate
 from sgl_core.runtime.memory import KVMemory
@@ -96,7 +96,8 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._growth = GrowthEstimate()
         self._running: dict[str, Request] = {}
-        self._suspects: dict[str, Request] = {}  # waiting to be tried alone, after a step of theirs raised
+        # Tried alone after a step of theirs raised, until they have run up to the token where that step ended.
+        self._suspects: dict[str, tuple[Request, int]] = {}
         self._ended: list[Finished] = []
         self._misses: deque[CacheMiss] = deque(maxlen=_REPORTED_MISSES)
         self._free_rows = list(range(max_running - 1, -1, -1))
@@ -144,7 +145,7 @@ class Scheduler:
         return [self._finish(r, None, error=error) for r in list(self._requests())]
 
     def retract(self, request_id: str) -> bool:
-        """Send a running request back to the queue, where it is next; False if it does not run."""
+        """Send a running request back to the queue, where its turn is now; False if it does not run."""
         request = self._running.get(request_id)
         if request is not None:
             self._retract(request)
@@ -158,6 +159,24 @@ class Scheduler:
     def flush(self) -> None:
         """Drop every cached prefix that no running request uses and no pin keeps."""
         self.memory.flush()
+
+    def check_pin(self, num_tokens: int, now: float) -> None:
+        """Whether so many tokens more may be pinned.
+
+        Raises:
+            PoolExhaustedError: pins would hold more than half of the pool.
+        """
+        self.memory.expire_pins(now)
+        if not self.memory.may_pin(num_tokens):
+            raise PoolExhaustedError(
+                f"pin: {num_tokens} tokens on top of the {self.memory.pinned_tokens} pinned ones exceed "
+                f"{self.memory.most_pinned_tokens}, half of the KV pool; unpin something or raise cache_tokens"
+            )
+
+    def unpin(self, number: int, now: float) -> bool:
+        """Let a pinned prefix be evicted in its turn; False if there is no such pin any more."""
+        self.memory.expire_pins(now)
+        return self.memory.unpin(number)
 
     def _requests(self) -> Iterator[Request]:
         return chain(self._running.values(), self._waiting)
@@ -214,7 +233,8 @@ class Scheduler:
             request.logprobs.extend(result.logprobs[index])
             if work.end == request.target_len:
                 events.extend(self._complete(request, result.tokens[index], now))
-            if self._suspects.pop(request.id, None) is not None and request.state is State.RUNNING:
+            if request.id in self._suspects and work.end >= self._suspects[request.id][1]:
+                del self._suspects[request.id]
                 self._retract(request)  # it has stood the test; the others need the room for theirs
         self.memory.drop_spoiled()
         return events
@@ -232,13 +252,15 @@ class Scheduler:
             failed = []
             for request in list(self._running.values()):
                 self._retract(request)
-            self._suspects.update((work.request.id, work.request) for work in plan.works)
+            self._suspects.update((work.request.id, (work.request, work.end)) for work in plan.works)
         self.memory.drop_spoiled()
         return failed
 
     def _publish_computed(self, request: Request) -> None:
+        """Where prompts do not enter the tree when they are scheduled."""
         try:
             self.memory.publish(request, min(request.computed_len, request.prompt_len))
+            self.memory.announce(request)
         except Exception:
             _log.exception("a request's KV could not be shared")
 
@@ -258,23 +280,26 @@ class Scheduler:
         return [span for span in spans if self._grow(span)]
 
     def _make_way(self) -> None:
-        """Retract running requests for a waiting one of higher priority that finds no row or no room otherwise."""
-        if not self._waiting.ranks_by_priority:
+        """Retract running requests for a waiting one of higher priority, if that gets it a row and room in this step."""
+        if not self._waiting.ranks_by_priority or not self._running or (request := self._waiting.best()) is None:
             return
-        while self._running and (request := self._waiting.best()) is not None:
+        lower = [r for r in self._running.values() if r.priority < request.priority]
+        unrun = sum(r.target_len - r.computed_len for r in self._running.values() if r.is_prefilling and r not in lower)
+        others = self._promised() - sum(map(self._growth.expected_slots, lower))
+        gained = sum(len(r.slots) for r in lower)  # at most, as they may share some
+        if not lower or unrun >= self._chunk_tokens or not self._fits(request, others - gained):
+            return
+        while lower and not (self._free_rows and self._fits(request, self._promised())):
             last = self._last_in_rank()
-            if last.priority >= request.priority or (self._free_rows and self._may_fit(request, self._promised())):
-                return
+            lower.remove(last)
             self._retract(last)
 
     def _promised(self) -> int:
         """Slots that running requests are expected to ask for."""
         return sum(map(self._growth.expected_slots, self._running.values()))
 
-    def _may_fit(self, request: Request, promised: int) -> bool:
-        """Whether there is room for a waiting request, if what it shares was not in the way; changes nothing."""
-        cached = self.tree.peek_prefix_len(request.ids, namespace=request.namespace) if request.use_tree else 0
-        return self._growth.expected_slots(request) - cached <= self.memory.available - promised
+    def _fits(self, request: Request, promised: int) -> bool:
+        return self.memory.fits(request, self._growth.expected_slots(request), promised)
 
     def _last_in_rank(self) -> Request:
         """The running request of the lowest priority that came last."""
@@ -298,8 +323,7 @@ class Scheduler:
         """Give a span its slots; a request for which that fails ends, and only that one."""
         try:
             self.memory.grow(span.request, span.end, publish=self._options.in_flight_sharing)
-            if span.table_start == 0:
-                self.memory.expect(span.request)
+            self.memory.announce(span.request)
         except Exception as error:
             self._end_unscheduled(span.request, error)
             return False
@@ -336,16 +360,20 @@ class Scheduler:
                     promised += self._growth.expected_slots(request)
 
     def _one_suspect(self, now: float) -> list[_Span]:
-        """The next request to try alone. Nothing else runs meanwhile, so only a pin can be in its way."""
-        for request in list(self._suspects.values()):
-            try:
-                while not self._try_admission(request, 0, now):
-                    if not self.memory.yield_pin():
-                        raise EngineStepError("a request that ran before does not fit the empty KV pool")
-            except Exception as error:
-                self._end_unscheduled(request, error)
-                continue
-            span = self._first_span(request, self._chunk_tokens)
+        """What the next request to try alone runs. Nothing else holds slots meanwhile, so only a pin can be in its way."""
+        for request, _ in list(self._suspects.values()):
+            if request.state is State.RUNNING:
+                end = min(request.target_len, request.computed_len + self._chunk_tokens)
+                span = _Span(request, request.computed_len, end, request.computed_len)
+            else:
+                try:
+                    while not self._try_admission(request, 0, now):
+                        if not self.memory.yield_pin():
+                            raise EngineStepError("a request that ran before does not fit the empty KV pool")
+                except Exception as error:
+                    self._end_unscheduled(request, error)
+                    continue
+                span = self._first_span(request, self._chunk_tokens)
             if self._grow(span):
                 return [span]
         return []
@@ -355,13 +383,10 @@ class Scheduler:
         return _Span(request, request.computed_len, end, 0)
 
     def _try_admission(self, request: Request, promised: int, now: float) -> bool:
-        """Move a request from waiting to running, if there is room: match, lock, and only then count."""
-        if not self._may_fit(request, promised):
+        """Move a request from waiting to running, its cached prefix locked, if there is room."""
+        if not self._fits(request, promised):
             return False
         continuations = self.memory.attach(request)
-        if self._growth.expected_slots(request) > self.memory.available - promised:
-            self.memory.detach(request)
-            return False
         request.computed_len = request.attached_len = request.tree_len
         request.row = self._free_rows.pop()
         request.state = State.RUNNING
@@ -371,6 +396,7 @@ class Scheduler:
             request.group.leader = request
         if not request.admitted_at:
             request.admitted_at = now
+            request.found_len = request.attached_len
             self._note_miss(request, continuations)
         self.counters.attached(request)
         return True
@@ -427,7 +453,7 @@ class Scheduler:
             node, last_use = request.node, request.hints.last_use
             self._release(request, keep=keep and not last_use)
             if last_use:
-                self.memory.forget(node, request.attached_len)
+                self.memory.forget(node, request.found_len)
         else:
             self._waiting.remove(request)
         request.state = State.FINISHED
@@ -483,6 +509,6 @@ class Scheduler:
             assert not request.slots, "a waiting request holds slots"
             assert request.node is None, "a waiting request locks a prefix"
             assert request.id not in self._running, "a request runs and waits"
-        assert all(r.state is not State.FINISHED for r in self._suspects.values()), "a suspect has ended"
+        assert all(r.state is not State.FINISHED for r, _ in self._suspects.values()), "a suspect has ended"
         rows = [r.row for r in self._running.values()]
         assert sorted(rows + self._free_rows) == list(range(self._max_running)), "rows leaked"

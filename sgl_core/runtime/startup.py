@@ -1,4 +1,4 @@
-"""From an engine's configuration to a machine that can step: find, load, fuse, probe, size the pool.
+"""From an engine's configuration to a machine that can step: find, load, fuse and pack, probe, size the pool.
 
 Runs on the engine thread.
 """
@@ -16,14 +16,14 @@ from sgl_core.config import EngineConfig, Environment
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.runtime.codec import LocalCodec
 from sgl_core.runtime.engine_loop import Machine
-from sgl_core.runtime.fusion import fuse_siblings
 from sgl_core.runtime.gguf_model import convert_gguf
 from sgl_core.runtime.kv_pool import KVPool, LayerShape, available_host_bytes, default_num_slots, slot_bytes
 from sgl_core.runtime.model_loader import LoadedModel, default_dtype, load_model
 from sgl_core.runtime.model_runner import ModelRunner
 from sgl_core.runtime.model_source import resolve_model
+from sgl_core.runtime.packing import pack_linears
 from sgl_core.runtime.probe import probe_model
-from sgl_core.runtime.scheduler import Scheduler
+from sgl_core.runtime.scheduler import Scheduler, SchedulerOptions
 
 __all__ = ["ModelFacts", "assemble", "load"]
 
@@ -89,7 +89,7 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> tuple[Machine, ModelF
     device = torch.device(model.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    fused = fuse_siblings(model)
+    linears = pack_linears(model)
     shapes = probe_model(model)
     num_slots = _num_slots(config, shapes, model.dtype, device, loaded.context_tokens)
     pool = KVPool(shapes, num_slots, dtype=model.dtype, device=device)
@@ -100,6 +100,13 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> tuple[Machine, ModelF
         max_running=config.max_running,
         chunk_tokens=config.prefill_chunk_tokens or _CHUNK_TOKENS[device.type],
         policy=config.policy,
+        options=SchedulerOptions(
+            in_flight_sharing=config.in_flight_sharing,
+            cascade=config.cascade,
+            cache_levels=config.cache_levels,
+            namespace_quota_tokens=config.namespace_quota_tokens,
+            seed=config.seed or 0,
+        ),
     )
     facts = ModelFacts(
         name=loaded.name,
@@ -114,7 +121,7 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> tuple[Machine, ModelF
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(device),
         num_layers=len(shapes),
-        fused_linears=fused.num_linears,
+        fused_linears=linears.fused.num_linears,
     )
     return Machine(scheduler, runner), facts
 

@@ -113,10 +113,9 @@ class ScoreTicket:
         self._left -= 1
         if not self._left and self._clean_up is not None:
             self._clean_up()
-        if event.error is not None:
-            self._handle.fail(event.error)
-        elif event.reason is FinishReason.ABORT:
-            self._handle.fail(_aborted())
+        if event.error is not None or event.reason is FinishReason.ABORT:
+            self._handle.abort()  # the others' results would be for nobody
+            self._handle.fail(event.error or _aborted())
         elif not self._left:
             group = self._requests[0].group
             assert group is not None, "scored requests have a group"

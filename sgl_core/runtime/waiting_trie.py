@@ -1,7 +1,7 @@
 """Waiting requests by their token ids: which of them share a prefix, without looking at each.
 
 Policies keep one and ask it where to go on. It owns its nodes and nothing else: the queue owns the requests, the radix
-tree the KV. Every operation costs a few steps per node of one path, however many requests wait. No torch.
+tree the KV. Every operation costs a few steps per node of one path, and nodes are where waiting prompts part. No torch.
 """
 
 from __future__ import annotations

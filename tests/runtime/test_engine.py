@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from sgl_core.errors import (
 )
 from sgl_core.runtime.engine import Engine
 from sgl_core.runtime.model_runner import ModelRunner
-from sgl_core.types import FinishReason, GenRequest, Hints, SamplingParams, ScoreRequest
+from sgl_core.types import FinishReason, GenDelta, GenRequest, Hints, SamplingParams, ScoreRequest
 
 WAIT_S = 60.0
 GO_ON = SamplingParams(max_new_tokens=12, ignore_eos=True)
@@ -394,7 +395,7 @@ def test_a_pin_reports_what_it_keeps_and_ends_with_its_block(engine: Engine) -> 
     engine.flush_cache()
     prompt = list(range(3, 60))
     with engine.pin(prompt) as pin:
-        assert (pin.prompt_tokens, pin.pinned_tokens, pin.cached_tokens) == (57, 57, 0)
+        assert (pin.pinned_tokens, pin.cached_tokens) == (57, 0)
         engine.flush_cache()
         assert engine.submit([*prompt, 7], SamplingParams(max_new_tokens=1)).result(60).usage.cached_tokens == 57
         assert engine.stats().pinned_tokens == 57
@@ -443,3 +444,64 @@ def test_the_engine_reports_the_time_of_its_own_decisions(engine: Engine) -> Non
 def test_hints_that_cannot_be_used_are_refused_at_submit(engine: Engine, hints: Hints, named: str) -> None:
     with pytest.raises(InvalidArgumentError, match=named):
         engine.submit(GenRequest((5, 6), hints=hints))
+
+
+def test_what_waits_for_a_request_inside_a_callback_is_an_error_and_not_a_deadlock(engine: Engine) -> None:
+    outcomes: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+    other = engine.submit([7, 8, 9], SamplingParams(max_new_tokens=400, ignore_eos=True))
+    waits: list[Callable[[], object]] = [
+        lambda: engine.pin([7, 8, 9]),
+        lambda: engine.generate([[7, 8]]),
+        lambda: engine.score([7, 8], [[9]]),
+        lambda: other.result(),
+        lambda: list(other),
+    ]
+    for wait in waits:
+
+        def callback(wait: Callable[[], object] = wait) -> None:
+            try:
+                wait()
+            except EngineError as error:
+                outcomes.put(error)
+
+        engine.submit([5, 6], GO_ON).add_done_callback(callback)
+        assert "hand it to another thread" in str(outcomes.get(timeout=WAIT_S))
+    other.abort()
+    other.result(WAIT_S)
+    assert engine.submit([5, 6], GO_ON).result(WAIT_S).token_ids
+
+
+def test_a_late_listener_that_calls_the_engine_holds_nobody_up(engine: Engine) -> None:
+    handle = engine.submit([5, 6], SamplingParams(max_new_tokens=200, ignore_eos=True))
+    first = threading.Event()
+    handle.add_delta_callback(lambda _: first.set())
+    assert first.wait(WAIT_S)
+    seen: list[int] = []
+
+    def late(delta: GenDelta) -> None:
+        seen.extend(delta.token_ids)
+        engine.tree()
+
+    handle.add_delta_callback(late)
+    assert handle.result(WAIT_S).token_ids[: len(seen)] == tuple(seen)
+
+
+def test_closing_twice_waits_twice(tiny_llama: Path) -> None:
+    engine = Engine(str(tiny_llama), dtype="float32", cache_tokens=512)
+    for _ in range(20):
+        engine.submit([5, 6], GO_ON)
+    closers = [threading.Thread(target=engine.close) for _ in range(4)]
+    for closer in closers:
+        closer.start()
+    engine.close()
+    assert not [t for t in threading.enumerate() if t is engine._loop._thread]
+    for closer in closers:
+        closer.join(WAIT_S)
+
+
+def test_pinning_without_a_cache_is_refused(tiny_llama: Path) -> None:
+    with (
+        Engine(str(tiny_llama), dtype="float32", cache_tokens=512, prefix_cache=False) as engine,
+        pytest.raises(InvalidArgumentError, match="prefix_cache"),
+    ):
+        engine.pin([5, 6, 7])

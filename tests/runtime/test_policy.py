@@ -163,8 +163,8 @@ def calls(fn: Callable[[], object]) -> int:
     return made
 
 
-def cost(policy: str, num_waiting: int) -> tuple[float, float]:
-    """Mean calls per submit and per step with so many requests waiting, half of them behind common prefixes."""
+def cost(policy: str, num_waiting: int, num_priorities: int) -> tuple[float, float]:
+    """Mean calls per submit and per step while so many requests wait, half of them behind common prefixes."""
     sim = Simulation(num_slots=4_000, max_running=4, policy=policy)
     scheduler = sim.scheduler
     fresh = count()
@@ -174,13 +174,15 @@ def cost(policy: str, num_waiting: int) -> tuple[float, float]:
         prefix = tokens(40, seed=number % 7) if number % 2 else []
         made = request([*prefix, *tokens(20, seed=1_000 + number)])
         made.deadline = 1e9 + number
+        made.priority = number % num_priorities
         return made
 
+    submits, steps = [], []
     for _ in range(num_waiting):
         scheduler.add(one())
-    submits = [calls(lambda: scheduler.add(one())) for _ in range(40)]
-    steps = []
-    for _ in range(40):
+    for _ in range(60):
+        while scheduler.num_waiting < num_waiting:
+            submits.append(calls(lambda: scheduler.add(one())))
 
         def step() -> None:
             scheduler.expire(sim.now)
@@ -190,11 +192,19 @@ def cost(policy: str, num_waiting: int) -> tuple[float, float]:
             scheduler.stats()
 
         steps.append(calls(step))
-    return sum(submits) / 40, sum(steps) / 40
+    return sum(submits) / len(submits), sum(steps) / len(steps)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_queue_of_ten_thousand_costs_less_than_twice_what_one_of_a_hundred_does(policy: str) -> None:
-    short, long = cost(policy, 100), cost(policy, 10_000)
+@pytest.mark.parametrize("num_priorities", [1, 50])
+def test_a_queue_of_ten_thousand_costs_less_than_twice_what_one_of_a_hundred_does(policy: str, num_priorities: int) -> None:
+    short, long = cost(policy, 100, num_priorities), cost(policy, 10_000, num_priorities)
+    print(f"{policy}: calls per submit {short[0]:.0f} and {long[0]:.0f}, per step {short[1]:.0f} and {long[1]:.0f}")
     assert long[0] < 2 * short[0], "per submit"
     assert long[1] < 2 * short[1], "per step"
+
+
+def test_a_priority_for_every_request_costs_no_more_than_one_for_all() -> None:
+    one, many = cost("lpm", 3_000, 1), cost("lpm", 3_000, 3_000)
+    assert many[0] < 2 * one[0]
+    assert many[1] < 2 * one[1]

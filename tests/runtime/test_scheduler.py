@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sgl_core.errors import DeadlineExceeded, EngineStepError
+from sgl_core.runtime.plan import StepPlan, StepResult
 from sgl_core.runtime.request import Kind, ScoreGroup, State
 from sgl_core.runtime.scheduler import SchedulerOptions
 from sgl_core.runtime.waiting import MAX_OVERTAKEN
@@ -445,3 +446,55 @@ def test_a_scoring_that_fills_the_pool_exactly_is_admitted() -> None:
     request = sim.submit(ids, new=0, kind=Kind.SCORE, sink=None, score_from=40, group=ScoreGroup())
     sim.drain()
     assert request.logprobs == [-float(t) for t in ids[40:]]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_tree": False}, {"kind": Kind.SCORE, "score_from": 20, "sink": None}])
+def test_a_request_that_fails_late_is_found_though_its_neighbours_go_on(options: dict[str, object]) -> None:
+    class Late(Simulation):
+        """The request named bad makes steps raise that run its token 90."""
+
+        def _run(self, plan: StepPlan, *, raising: bool) -> StepResult:
+            late = any(w.request.id == "bad" and w.start <= 90 < w.end for w in plan.works)
+            return super()._run(plan, raising=raising or late)
+
+    sim = Late(num_slots=2_000, chunk_tokens=32, max_running=4)
+    sim.tolerated = (EngineStepError,)
+    new = 0 if "score_from" in options else 4
+    sim.submit(tokens(100, seed=3), new=new, name="bad", **options, **({"group": ScoreGroup()} if not new else {}))
+    fine = [sim.submit(tokens(10, seed=100 + i), new=200) for i in range(3)]
+    for _ in range(60):
+        sim.step()
+        if "bad" in sim.ends:
+            break
+    assert isinstance(sim.ends["bad"].error, EngineStepError)
+    assert not any(r.id in sim.ends for r in fine)
+    sim.drain()
+    for request in fine:
+        sim.assert_right(request)
+
+
+def test_a_higher_priority_with_a_cached_prefix_gets_its_room_too() -> None:
+    sim = Simulation(num_slots=120, chunk_tokens=200)
+    sim.submit(tokens(60, seed=1), new=1)
+    sim.drain()
+    low = sim.submit(tokens(20, seed=2), new=40)
+    sim.step()
+    high = sim.submit([*tokens(60, seed=1), *tokens(30, seed=3)], new=10, priority=1)
+    sim.step()
+    assert high.state is State.RUNNING
+    sim.drain()
+    for request in (low, high):
+        sim.assert_right(request)
+
+
+def test_nobody_is_retracted_in_vain() -> None:
+    sim = Simulation(num_slots=120, chunk_tokens=200)
+    high = sim.submit(tokens(40, seed=1), new=40, priority=1)
+    low = sim.submit(tokens(10, seed=2), new=10)
+    sim.step()
+    assert [r.state for r in (high, low)] == [State.RUNNING] * 2
+    sim.submit(tokens(80, seed=3), new=20, priority=1)  # has no room beside the other one of its rank
+    for _ in range(3):
+        sim.step()
+        assert low.state is State.RUNNING
+    sim.drain()

@@ -40,7 +40,7 @@ def waiting(sim: Simulation) -> Request:
 # ---- the scheduler's own state ---------------------------------------------------------------------------------------
 def suspect_the_dead(sim: Simulation) -> None:
     sim.abort("three")
-    sim.scheduler._suspects["three"] = sim.requests["three"]
+    sim.scheduler._suspects["three"] = (sim.requests["three"], 1)
 
 
 def lock_too_little(sim: Simulation) -> None:

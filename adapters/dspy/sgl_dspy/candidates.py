@@ -66,7 +66,7 @@ class _Group:
 
     def _candidate(self, request: GenRequest, index: int) -> GenRequest:
         seed = candidate_seed(request.params.seed, self._rollout, index)
-        hints = Hints(siblings=len(self._handles) - 1 - index)
+        hints = Hints(siblings=len(self._handles) - 1 - index, shared_len=len(request.input_ids))
         return replace(request, params=replace(request.params, seed=seed), hints=hints)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sgl_core.errors import DeadlineExceeded, EngineStepError, NumericsError, PoolExhaustedError
 from sgl_core.runtime.plan import Finished, Progress, StepPlan, StepResult
-from sgl_core.runtime.request import Kind, Request, State
+from sgl_core.runtime.request import Kind, PinOrder, Request, State
 from sgl_core.runtime.scheduler import Scheduler, SchedulerOptions
 from sgl_core.testing.faults import PlantedFault
 from sgl_core.testing.simulation.oracle import OracleRunner, oracle_continuation
@@ -197,20 +197,23 @@ class Simulation:
         self.check()
 
     def pin(self, ids: Sequence[int], seconds: float, *, namespace: str | None = None) -> int | None:
-        """Pin the cached part of some ids from now on; returns the pin's number, None if pins hold too much already."""
+        """Pin some ids from now on if they are cached; returns the pin's number, None if they are not or pins hold too much."""
+        cached = self.scheduler.tree.locate(ids, namespace=namespace) is not None
+        order = PinOrder(self.now + seconds)
         try:
-            number, pin = self.scheduler.memory.pin(ids, namespace, self.now + seconds)
+            self.scheduler.check_pin(len(ids), self.now)
         except PoolExhaustedError:
             self.seen["refused pins"] += 1
-            number = None
         else:
-            self.seen["pins"] += pin.num_tokens > 0
+            if cached:
+                self.scheduler.memory.pin(ids, namespace, order)
+                self.seen["pins"] += 1
         self.check()
-        return number
+        return order.number
 
     def unpin(self, number: int) -> None:
         """End a pin, unless it has ended."""
-        self.scheduler.memory.unpin(number)
+        self.scheduler.unpin(number, self.now)
         self.check()
 
     def note(self, events: Iterable[Progress | Finished]) -> None:

@@ -160,8 +160,11 @@ class Script:
         return f"Script(\n    {self.setup!r},\n    (\n{lines}    ),\n)"
 
 
-def run_script(script: Script) -> Counter[str]:
+def run_script(script: Script, *, drain_limit: int = 50_000) -> Counter[str]:
     """Replay a script, drain what is left, and check everything after each operation and at the end.
+
+    Args:
+        drain_limit: steps that draining may take.
 
     Returns:
         How often the interesting things happened.
@@ -182,7 +185,7 @@ def run_script(script: Script) -> Counter[str]:
         _apply(sim, pins, operation)
     sim.now += 1_000.0  # pins and deadlines do not outlast the users
     sim.step()
-    steps = sim.drain(limit=50_000)
+    steps = sim.drain(limit=drain_limit)
     sim.assert_all_ended_well()
     stats = sim.scheduler.stats()
     requests = sim.requests.values()
