@@ -15,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 from sgl_core.config import Environment
 from sgl_core.testing.tiny_models import build_tiny_model
 
+_GUARD_INTERVAL_S = 30
+"""Long enough for pytest to write its report of the failure in between."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--soak-share 0.1`` runs every tenth of the soak tests' seeds: the same code, fewer seeds."""
@@ -36,16 +39,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that hangs fails: far above any honest duration, as the machine may be busy."""
+    """A test that hangs fails: far above any honest duration, as the machine may be busy.
+
+    What ``pytest.fail`` raises is no ``Exception``, so the code under test does not take it for one of its own failures; and it
+    comes again, in case a ``finally`` hangs too.
+    """
     guard_s = 900 if "integration_tests" in request.path.parts else 180
 
     def give_up(*_: object) -> None:
-        raise TimeoutError(f"the test hung for {guard_s} s")
+        pytest.fail(f"the test hung for {guard_s} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(guard_s)
+    signal.setitimer(signal.ITIMER_REAL, guard_s, _GUARD_INTERVAL_S)
     yield
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
 

@@ -68,24 +68,33 @@ def log_of(record: Record) -> list[LoggedRequest]:
     return sorted((answered.request for answered in record), key=lambda request: request.ready)
 
 
-def timed(key: str, codec: TextCodec, options: Mapping[str, Any], *, scale: float, rounds: int) -> list[dict[str, Any]]:
+def timed(
+    key: str, codec: TextCodec, options: Mapping[str, Any], *, scale: float, rounds: int, patience_s: float
+) -> list[dict[str, Any]]:
     """Seconds and counts of the full engine and of variants, interleaved; a group for each size of pool."""
     if key not in TIMED:
         return []
     part_scale, names = TIMED[key]
     part = build(key, codec, scale=part_scale * scale)
-    runs = _measure(part, names, options, rounds)
+    runs = _measure(part, names, options, rounds, patience_s)
     groups = [_group(part.title, part, runs, None)]
     if key in TIMED_IN_QUARTER_POOL:
         pool = quarter_pool(log_of(runs[0].outcome.record))
-        runs = _measure(part, TIMED_IN_QUARTER_POOL[key], {**options, "cache_tokens": pool}, rounds)
+        runs = _measure(part, TIMED_IN_QUARTER_POOL[key], {**options, "cache_tokens": pool}, rounds, patience_s)
         groups.append(_group(f"{part.title}; {pool} slots", part, runs, pool))
     return groups
 
 
-def _measure(workload: Workload, names: Sequence[str], options: Mapping[str, Any], rounds: int) -> list[Run]:
+def _measure(workload: Workload, names: Sequence[str], options: Mapping[str, Any], rounds: int, patience_s: float) -> list[Run]:
     systems = [
-        engine_system(v.name, workload, {**options, **v.options}, rounds, fork_parallelism=v.fork_parallelism)
+        engine_system(
+            v.name,
+            workload,
+            {**options, **v.options},
+            rounds,
+            patience_s=patience_s,
+            fork_parallelism=v.fork_parallelism,
+        )
         for v in _VARIANTS
         if v is FULL or v.name in names
     ]
@@ -103,10 +112,10 @@ def _timed_row(run: Run, full: Run) -> dict[str, Any]:
     computed = run.outcome.details["prefilled_tokens"] + run.outcome.details["recomputed_tokens"]
     return {
         **run.as_json(),
-        "times_full": round(run.median_s / full.median_s, 2),
+        "times_full": run.median_s / full.median_s,
         "optimal_prefill_tokens": optimum,
-        "over_optimum": round(computed / optimum, 4),
-        "identical_to_full": round(same.share, 4),
+        "over_optimum": computed / optimum,
+        "identical_to_full": same.share,
     }
 
 
@@ -114,13 +123,13 @@ def counted(workload: Workload, record: Record) -> list[dict[str, Any]]:
     """Counts of all variants on the whole workload, in a pool that holds everything and in one of a quarter of that."""
     answers = answers_of(record)
     log = log_of(record)
-    optimum = optimal_prefill_tokens(log)
     rows = []
     for pool, pool_tokens in (("whole", 2 * sum(len(r.computed) for r in log)), ("quarter", quarter_pool(log))):
         for variant in _VARIANTS:
             if "cascade" in variant.options:
                 continue  # it changes how attention is computed, not what
             done = _replay(workload, answers, pool_tokens, variant)
+            optimum = optimal_prefill_tokens(log_of(done.record))  # of its own order: a variant may make calls ready otherwise
             rows.append(
                 {
                     "name": variant.name,
@@ -128,10 +137,11 @@ def counted(workload: Workload, record: Record) -> list[dict[str, Any]]:
                     "pool_tokens": pool_tokens,
                     "prefilled_tokens": done.stats.prefilled_tokens,
                     "recomputed_tokens": done.stats.recomputed_tokens,
-                    "hit_rate": round(done.stats.cache_hit_rate, 4),
+                    "evicted_tokens": done.stats.evicted_tokens,
+                    "hit_rate": done.hit_rate,
                     "steps": done.stats.num_steps,
                     "optimal_prefill_tokens": optimum,
-                    "over_optimum": round(done.computed_tokens / optimum, 4),
+                    "over_optimum": done.computed_tokens / optimum,
                 }
             )
     return rows
@@ -180,7 +190,7 @@ def small_pools(workload: Workload, record: Record) -> list[dict[str, Any]]:
 def _pool_row(
     workload: Workload, answers: Answers, pool: int, *, held_to: str | None, max_running: int | None = None
 ) -> dict[str, Any]:
-    """One line of the comparison.
+    """One line of the comparison; its name says where one request alone takes most of the pool.
 
     Args:
         held_to: which of the rates ours is judged by, if any.
@@ -193,17 +203,19 @@ def _pool_row(
     prompt_tokens = sum(len(request.prompt) for request in log)
     rates = {
         "optimum": 1 - optimal_prefill_tokens(log) / prompt_tokens,
-        "ours": ours.stats.cache_hit_rate,
-        "fcfs": fcfs.stats.cache_hit_rate,
+        "ours": ours.hit_rate,
+        "fcfs": fcfs.hit_rate,
         "lru_in_order": lru_hit_tokens(log, pool) / prompt_tokens,
         "belady_in_order": belady_hit_tokens(log, pool) / prompt_tokens,
     }
+    largest = max(len(request.computed) for request in log) / pool
     return {
-        "name": workload.title,
+        "name": workload.title + (f" (one request fills {largest:.0%} of the pool)" if largest > 0.5 else ""),
         "held_to": held_to,
         "pool_tokens": pool,
         "max_running": max_running,
         "recomputed_tokens": ours.stats.recomputed_tokens,
+        "evicted_tokens": ours.stats.evicted_tokens,
         "retractions": ours.stats.num_retractions,
-        "hit_rate": {name: round(rate, 4) for name, rate in rates.items()},
+        "hit_rate": rates,
     }

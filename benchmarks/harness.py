@@ -7,6 +7,7 @@ starts, and every round begins with an empty cache. How busy other processes kep
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -23,6 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 __all__ = ["Advance", "Agreement", "Outcome", "Run", "Session", "System", "agreement", "machine", "measure", "write_json"]
+
+_DIGITS = 5
+"""Decimals in what is written."""
 
 Advance = Callable[[int], None]
 """Called with the number of calls that have just ended."""
@@ -52,22 +56,29 @@ class System:
         name: for the report.
         session: opens it, loaded and warmed up, for one run.
         rounds: how often it is measured at most.
+        patience_s: it gets no further round after one that took longer.
     """
 
     name: str
     session: Callable[[], AbstractContextManager[Session]]
     rounds: int = 1
+    patience_s: float = math.inf
 
 
 @dataclass(slots=True)
 class Run:
-    """What one system did in all its rounds; ``outcome`` is the last one's."""
+    """What one system did in all its rounds."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
     load: list[float] = field(default_factory=list)
     """Other processes' share of one core, on average, during each round."""
-    outcome: Outcome = field(default_factory=lambda: Outcome((), {}))
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of the last round."""
+        return self.outcomes[-1]
 
     @property
     def median_s(self) -> float:
@@ -79,28 +90,27 @@ class Run:
         return {
             "name": self.name,
             "rounds": len(self.seconds),
-            "median_s": round(self.median_s, 3),
-            "min_s": round(min(self.seconds), 3),
-            "max_s": round(max(self.seconds), 3),
-            "others_cpu_share": [round(x, 3) for x in self.load],
+            "median_s": self.median_s,
+            "min_s": min(self.seconds),
+            "max_s": max(self.seconds),
+            "others_cpu_share": list(self.load),
             **self.outcome.details,
         }
 
 
-def measure(systems: Sequence[System], num_calls: int, *, title: str = "", patience_s: float = float("inf")) -> list[Run]:
-    """Run the systems in rounds, each once a round, while it has rounds left.
+def measure(systems: Sequence[System], num_calls: int, *, title: str = "") -> list[Run]:
+    """Run the systems in rounds, each once a round, while it has rounds and patience left.
 
     Args:
         num_calls: of the workload, for the progress bar.
         title: stands before the system's name on it.
-        patience_s: a system whose rounds have taken so long gets no further one.
     """
     runs = [Run(system.name) for system in systems]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for number in range(max(system.rounds for system in systems)):
             for system, run in zip(systems, runs, strict=True):
-                if number >= system.rounds or sum(run.seconds) > patience_s:
+                if number >= system.rounds or max(run.seconds, default=0.0) > system.patience_s:
                     continue
                 name = f"{title} {system.name}, round {number + 1}".strip()
                 task = progress.add_task(f"{name}: loading", total=num_calls)
@@ -113,9 +123,10 @@ def measure(systems: Sequence[System], num_calls: int, *, title: str = "", patie
 def _measure_once(session: Session, run: Run, advance: Advance) -> None:
     busy, own = _busy_seconds(), time.process_time()
     started = time.perf_counter()
-    run.outcome = session(advance)
+    outcome = session(advance)
     wall = time.perf_counter() - started
     others = _busy_seconds() - busy - (time.process_time() - own)
+    run.outcomes.append(outcome)
     run.seconds.append(wall)
     run.load.append(max(0.0, others) / wall)
 
@@ -157,13 +168,15 @@ def agreement(ours: Record, theirs: Record) -> Agreement:
     comparable = [(a.output, b.output) for a, b in pairs if a.prompt == b.prompt]
     leading = [next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a)) for a, b in comparable]
     identical = sum(a == b for a, b in comparable)
-    return Agreement(len(pairs), len(comparable), identical, round(statistics.mean(leading), 2))
+    return Agreement(len(pairs), len(comparable), identical, statistics.mean(leading))
 
 
 def machine() -> dict[str, Any]:
     """Hardware and versions."""
     import torch
     import transformers
+
+    from sgl_core.runtime.model_loader import default_dtype
 
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
@@ -174,6 +187,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": "native" if default_dtype(torch.device("cpu")) == torch.bfloat16 else "emulated",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -182,6 +196,18 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Pretty, with a final newline."""
+    """Pretty, with a final newline; figures are rounded here and nowhere before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_rounded(content), indent=2) + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return round(value, _DIGITS)
+        case dict():
+            return {key: _rounded(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_rounded(item) for item in value]
+        case _:
+            return value

@@ -107,7 +107,7 @@ def combine(undisturbed: dict[str, float], parts: dict[str, float]) -> list[dict
     seconds["tree and scheduler"] = undisturbed["scheduling"]
     seconds["rest (text, callbacks, programs)"] = undisturbed["wall"] - undisturbed["model"] - undisturbed["scheduling"]
     ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return [{"part": n, "seconds": round(s, 3), "share": round(s / undisturbed["wall"], 4)} for n, s in ordered]
+    return [{"part": n, "seconds": s, "share": s / undisturbed["wall"]} for n, s in ordered]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,9 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "workload": workload.title,
             "dtype": options.dtype,
             "machine": {**machine(), "threads": options.threads},
-            "wall_s": round(undisturbed["wall"], 3),
+            "wall_s": undisturbed["wall"],
             "parts": rows,
-            "scheduling_share": round(share, 5),
+            "scheduling_share": share,
         },
     )
     print(f"tree and scheduler: {share:.2%} of the time (bar: at most {MOST_SCHEDULING:.0%})")

@@ -43,6 +43,11 @@ class Replay:
         """Prompt tokens run, those that had to be run again included."""
         return self.stats.prefilled_tokens + self.stats.recomputed_tokens
 
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens that did not cost a run; what ran again counts against it."""
+        return 1 - self.computed_tokens / self.stats.prompt_tokens
+
 
 def answers_of(record: Record) -> Answers:
     """The answers that a model gave.

@@ -7,6 +7,7 @@ system are gone while the other runs.
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,16 +30,26 @@ from sgl_core.types import GenRequest, GenResult, Hints, SamplingParams
 __all__ = ["BASELINE_BATCH", "engine_system", "generate_system", "run_on_engine"]
 
 BASELINE_BATCH = 16
-_WARM_UP = all_at_once("warm-up", "two short calls", [Call(tuple(range(start, start + 64)), 4, "") for start in (100, 200)])
+_WARM_UP = all_at_once(
+    "warm-up", "a full batch of short calls", [Call(tuple(range(100 + n, 148 + n)), 8, "") for n in range(BASELINE_BATCH)]
+)
+"""Wide enough for what is set up at first use: threads, packed weights, buffers of a full batch."""
 
 
 # ---- our engine ---------------------------------------------------------------------------------------------------------
 def engine_system(
-    name: str, workload: Workload, options: Mapping[str, object], rounds: int, *, fork_parallelism: bool = True
+    name: str,
+    workload: Workload,
+    options: Mapping[str, object],
+    rounds: int,
+    *,
+    patience_s: float = math.inf,
+    fork_parallelism: bool = True,
 ) -> System:
     """An engine with these options.
 
     Args:
+        rounds, patience_s: see ``System``.
         fork_parallelism: False gives out one call of a program at a time.
     """
 
@@ -55,7 +66,7 @@ def engine_system(
 
             yield run
 
-    return System(name, session, rounds)
+    return System(name, session, rounds, patience_s)
 
 
 def _counts(engine: Engine) -> dict[str, Any]:
@@ -64,8 +75,9 @@ def _counts(engine: Engine) -> dict[str, Any]:
         "prompt_tokens": stats.prompt_tokens,
         "prefilled_tokens": stats.prefilled_tokens,
         "recomputed_tokens": stats.recomputed_tokens,
+        "evicted_tokens": stats.evicted_tokens,
         "generated_tokens": stats.generated_tokens,
-        "hit_rate": round(stats.cache_hit_rate, 4),
+        "hit_rate": 1 - (stats.prefilled_tokens + stats.recomputed_tokens) / stats.prompt_tokens,
         "steps": stats.num_steps,
     }
 
@@ -89,7 +101,9 @@ def run_on_engine(engine: Engine, workload: Workload, advance: Advance, *, fork_
 
 
 # ---- transformers.generate ------------------------------------------------------------------------------------------------
-def generate_system(workload: Workload, folder: Path, dtype: str, threads: int | None, rounds: int) -> System:
+def generate_system(
+    workload: Workload, folder: Path, dtype: str, threads: int | None, rounds: int, *, patience_s: float = math.inf
+) -> System:
     """``transformers.generate`` as a user would run it: sdpa attention, its default cache, greedy, left-padded batches.
 
     A batch is filled with calls that are ready and want as many tokens as the one that waits longest, shortest prompts first,
@@ -99,6 +113,7 @@ def generate_system(workload: Workload, folder: Path, dtype: str, threads: int |
         folder: the same weights that the engine runs.
         dtype: "float32" or "bfloat16".
         threads: of torch; None leaves its choice.
+        rounds, patience_s: see ``System``.
     """
 
     @contextmanager
@@ -117,7 +132,7 @@ def generate_system(workload: Workload, folder: Path, dtype: str, threads: int |
 
             yield run
 
-    return System(f"transformers.generate, {dtype}", session, rounds)
+    return System(f"transformers.generate, {dtype}", session, rounds, patience_s)
 
 
 def _load(folder: Path, dtype: str) -> Any:

@@ -4,7 +4,7 @@ Every operator here runs on any torch device and is held against ``paged_attenti
 GPU kernels join them behind the same signatures. Importing this package imports torch.
 """
 
-from sgl_kernels.attention import DecodeBucket, ExtendRow, SharedRun, StepLayout, paged_attention, store_kv
+from sgl_kernels.attention import DecodeBucket, ExtendRow, GatherScratch, SharedRun, StepLayout, paged_attention, store_kv
 from sgl_kernels.merge import merge_states
 from sgl_kernels.reference import paged_attention_reference
 from sgl_kernels.segment import segment_attention
@@ -12,6 +12,7 @@ from sgl_kernels.segment import segment_attention
 __all__ = [
     "DecodeBucket",
     "ExtendRow",
+    "GatherScratch",
     "SharedRun",
     "StepLayout",
     "merge_states",

@@ -13,7 +13,7 @@ import torch
 
 from sgl_core.runtime.batch import Batch
 from sgl_core.runtime.kv_pool import KVPool, LayerShape
-from sgl_kernels import paged_attention, paged_attention_reference, store_kv
+from sgl_kernels import GatherScratch, paged_attention, paged_attention_reference, store_kv
 
 __all__ = ["ATTENTION_NAME", "ShapeRecorder", "StepContext", "install_attention"]
 
@@ -28,11 +28,13 @@ class StepContext:
     Args:
         pool: where keys and values are.
         batch: the packed batch.
+        scratch: the runner's, for gathered keys and values.
         layers_seen: indices of the layers that attended, in order; the probe checks them.
     """
 
     pool: KVPool
     batch: Batch
+    scratch: GatherScratch
     layers_seen: list[int] = field(default_factory=list)
 
     def attend(
@@ -47,7 +49,7 @@ class StepContext:
         if window is not None and window >= max(s.shape[0] for s in batch.kv_slots):
             features = {**features, "sliding_window": None}
         if all(value is None for value in features.values()):
-            return paged_attention(q, k, v, k_pool, v_pool, batch.layout, scale=scale)
+            return paged_attention(q, k, v, k_pool, v_pool, batch.layout, scale=scale, scratch=self.scratch)
         return paged_attention_reference(q, k_pool, v_pool, batch.q_lens, batch.kv_slots, scale=scale, **features)
 
 

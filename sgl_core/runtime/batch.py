@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +25,16 @@ class SlotTable:
     def __init__(self, num_rows: int, num_columns: int, device: torch.device) -> None:
         self.slots = torch.zeros(num_rows, num_columns, dtype=torch.int64, device=device)
 
-    def update(self, work: Work) -> None:
-        """Write what the plan gave to a request since its last step."""
-        fresh = work.request.slots[work.table_start : work.end]
-        self.slots[work.request.row, work.table_start : work.end] = torch.tensor(fresh, dtype=torch.int64)
+    def update(self, works: Iterable[Work]) -> None:
+        """Write what the plan gave to its requests since their last steps, all at once."""
+        cells: list[int] = []
+        fresh: list[int] = []
+        for work in works:
+            first = work.request.row * self.slots.shape[1]
+            cells.extend(range(first + work.table_start, first + work.end))
+            fresh.extend(work.request.slots[work.table_start : work.end])
+        where, what = (torch.tensor(values, dtype=torch.int64, device=self.slots.device) for values in (cells, fresh))
+        self.slots.view(-1).index_copy_(0, where, what)
 
     def span(self, row: int, start: int, end: int) -> torch.Tensor | slice:
         """Slots of tokens ``start:end``, as a slice where they are consecutive."""
@@ -72,8 +79,8 @@ def build_batch(plan: StepPlan, table: SlotTable, *, dtype: torch.dtype) -> Batc
     starts: list[int] = []
     logit_rows: list[int] = []
     logit_counts: list[int] = []
+    table.update(plan.works)
     for work in plan.works:
-        table.update(work)
         starts.append(len(ids))
         rows = _logit_positions(work)
         logit_rows.extend(len(ids) + position - work.start for position in rows)
@@ -121,7 +128,7 @@ def _shared_runs(plan: StepPlan, starts: list[int], table: SlotTable) -> tuple[S
             for row in range(starts[member], starts[member] + plan.works[member].end - plan.works[member].start)
         ]
         slots = table.span(plan.works[prefix.members[0]].request.row, prefix.start, prefix.end)
-        runs.append(SharedRun(torch.tensor(rows, dtype=torch.int64, device=table.slots.device), slots))
+        runs.append(SharedRun(_rows(rows, table.slots.device), slots))
     return tuple(runs)
 
 
@@ -136,7 +143,7 @@ def _decode_buckets(
             by_length[(work.end - work.shared_len - 1).bit_length()].append(index)
     buckets = []
     for members in by_length.values():
-        rows = torch.tensor([starts[m] for m in members], dtype=torch.int64, device=device)
+        rows = _rows([starts[m] for m in members], device)
         if len(members) == 1:
             work = works[members[0]]
             slots = table.span(work.request.row, work.shared_len, work.end)
@@ -152,6 +159,14 @@ def _decode_buckets(
         bias = torch.zeros(padded.shape, dtype=dtype, device=device).masked_fill(padded, float("-inf"))[:, None, None, :]
         buckets.append(DecodeBucket(rows, slots, bias if bool(padded.any()) else None))
     return tuple(buckets)
+
+
+def _rows(rows: list[int], device: torch.device) -> torch.Tensor | slice:
+    """Packed rows, as a slice where they are consecutive: it is read and written without index arithmetic."""
+    first, behind = rows[0], rows[0] + len(rows)
+    if rows[-1] == behind - 1 and rows == list(range(first, behind)):
+        return slice(first, behind)
+    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 def _extend_rows(works: tuple[Work, ...], starts: list[int], table: SlotTable) -> tuple[ExtendRow, ...]:

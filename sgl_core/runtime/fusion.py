@@ -1,7 +1,8 @@
 """Sibling-linear fusion: q, k and v (and gate and up) become one matrix product, without touching the model's classes.
 
-Called once by the runner after loading. It owns the concatenated weights; the modules' own parameters become views of them,
-so memory, names and ``state_dict`` stay as they were.
+Called once by start-up after loading. The product over a group's weights is the caller's choice: ``concatenated_product``
+joins them in one storage of which the modules' own parameters become views, so that memory, names and ``state_dict`` stay as
+they were; ``packing`` brings one with a packed copy.
 
 The first sibling that is called with a tensor computes all of them and parks the others' slices; a sibling that is called
 with *the same tensor object* takes its slice, anything else computes alone. So results do not depend on the order of calls
@@ -21,16 +22,16 @@ second product saves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["FusionReport", "fuse_siblings"]
+__all__ = ["FusionReport", "Product", "concatenated_product", "fuse_siblings"]
 
 # Names under which one parent holds linears that read the same tensor, in the order of their slices.
 _ATTENTION_NAMES = (
@@ -53,7 +54,31 @@ class FusionReport:
     num_linears: int
 
 
-def fuse_siblings(model: nn.Module, *, mlp: bool | None = None) -> FusionReport:
+class Product(Protocol):
+    """``F.linear`` with the weights, and the biases if any, of several linears on top of each other."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """``[..., in_features]`` to ``[..., sum of out_features]``."""
+
+    def serves(self, x: Tensor, /) -> bool:
+        """Whether it still stands for the parameters that it was made from, and can take ``x``."""
+
+
+def concatenated_product(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Product:
+    """One product over one storage, of which the parameters become views.
+
+    Args:
+        weights: ``[out, in]`` each, alike in all but ``out``. ``biases``: ``[out]`` of all of them, or empty.
+    """
+    return _ConcatenatedProduct(weights, biases)
+
+
+def fuse_siblings(
+    model: nn.Module,
+    *,
+    mlp: bool | None = None,
+    product: Callable[[Sequence[Tensor], Sequence[Tensor]], Product] = concatenated_product,
+) -> FusionReport:
     """Fuse the sibling linears of ``model`` in place; what is fused already is left alone.
 
     Call it after the model is on its device in its dtype. A later ``model.to(...)`` gives the parameters storage of their
@@ -62,12 +87,13 @@ def fuse_siblings(model: nn.Module, *, mlp: bool | None = None) -> FusionReport:
     Args:
         model: a module in eval mode, gradients off.
         mlp: also fuse gate and up; None does so on CUDA only.
+        product: makes the product of a group from its weights and biases.
     """
     groups = 0
     linears = 0
     for parent in model.modules():
         for siblings in _sibling_groups(parent, mlp):
-            group = _SiblingGroup(siblings)
+            group = _SiblingGroup(siblings, product)
             for index, linear in enumerate(siblings):
                 linear.forward = partial(group.run, index)  # type: ignore[method-assign]
             groups += 1
@@ -96,20 +122,37 @@ def _is_fusable(child: nn.Module) -> TypeGuard[nn.Linear]:
     return type(child) is nn.Linear and "forward" not in vars(child) and not child.weight.is_meta
 
 
+class _ConcatenatedProduct:
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        self._weight = _concatenate(weights)
+        self._bias = _concatenate(biases) if biases else None
+        self._parameters = (*weights, *biases)
+        self._addresses = self._current_addresses()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self._weight, self._bias)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether the parameters are still views of the concatenation (``model.to`` and friends give them new storage)."""
+        del x
+        return self._current_addresses() == self._addresses
+
+    def _current_addresses(self) -> list[int]:
+        return [p.data_ptr() for p in self._parameters]
+
+
 class _SiblingGroup:
-    """The concatenated weight of some linears, and the slices parked for them.
+    """The product of some linears, and the slices parked for them.
 
     It refers to their parameters but not to the modules, which refer to it: so no reference cycle keeps weights alive.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], product: Callable[[Sequence[Tensor], Sequence[Tensor]], Product]) -> None:
         self._weights = [linear.weight for linear in linears]
         biases: list[Tensor | None] = [linear.bias for linear in linears]
         self._biases = [bias for bias in biases if bias is not None]  # of all linears or of none
         self._sizes = [linear.out_features for linear in linears]
-        self._weight = _concatenate(self._weights)
-        self._bias: Tensor | None = _concatenate(self._biases) if self._biases else None
-        self._addresses = self._current_addresses()
+        self._product = product(self._weights, self._biases)
         self._parked_input: Tensor | None = None
         self._parked_version = 0
         self._parked: dict[int, Tensor] = {}
@@ -119,13 +162,13 @@ class _SiblingGroup:
         """The output of sibling ``index`` for ``x [..., in_features]``: ``[..., out_features]``, a view if fused."""
         if x is self._parked_input and index in self._parked and _version(x) == self._parked_version:
             return self._take(index)
-        if self._misses >= _MAX_MISSES or not self._is_current():
+        if self._misses >= _MAX_MISSES or not self._product.serves(x):
             self._drop()
             return functional.linear(x, self._weights[index], self._biases[index] if self._biases else None)
         if self._parked:  # somebody did not come for a slice
             self._misses += 1
         self._drop()
-        slices = torch.split_with_sizes(functional.linear(x, self._weight, self._bias), self._sizes, dim=-1)
+        slices = torch.split_with_sizes(self._product(x), self._sizes, dim=-1)
         self._parked_input, self._parked_version = x, _version(x)
         self._parked = {i: piece for i, piece in enumerate(slices) if i != index}
         return slices[index]
@@ -141,15 +184,8 @@ class _SiblingGroup:
         self._parked_input = None
         self._parked = {}
 
-    def _is_current(self) -> bool:
-        """Whether the parameters are still views of the concatenation (``model.to`` and friends give them new storage)."""
-        return self._current_addresses() == self._addresses
 
-    def _current_addresses(self) -> list[int]:
-        return [p.data_ptr() for p in (*self._weights, *self._biases)]
-
-
-def _concatenate(parameters: list[Tensor]) -> Tensor:
+def _concatenate(parameters: Sequence[Tensor]) -> Tensor:
     """Join along the first dimension and make each parameter a view of its rows."""
     with torch.inference_mode(False), torch.no_grad():  # parameters stay ordinary tensors, whatever mode the caller is in
         joined = torch.cat([p.detach() for p in parameters])

@@ -1,6 +1,6 @@
 """Runs plans on a model: builds the batch, calls transformers' modules with our attention, samples and scores.
 
-The engine thread alone calls it. It owns the KV pool's memory and the slot table.
+The engine thread alone calls it. It owns the KV pool's memory, the slot table and the scratch that attention gathers into.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sgl_core.runtime.batch import Batch, SlotTable, build_batch
 from sgl_core.runtime.kv_pool import KVPool, LayerShape
 from sgl_core.runtime.plan import StepPlan, StepResult
 from sgl_core.runtime.sampler import sample
+from sgl_kernels import GatherScratch
 
 __all__ = ["ModelRunner", "discover_layer_shapes"]
 
@@ -66,6 +67,7 @@ class ModelRunner:
         self._model = model
         self._pool = pool
         self._table = SlotTable(max_running, context_tokens, model.device)
+        self._scratch = GatherScratch()
         install_attention(model)
 
     @torch.inference_mode()
@@ -81,7 +83,7 @@ class ModelRunner:
         Raises:
             RuntimeError: a layer did not attend, or attended twice.
         """
-        step = StepContext(self._pool, batch)
+        step = StepContext(self._pool, batch, self._scratch)
         logits = _forward(self._model, batch.input_ids, batch.position_ids, step, batch.logit_rows)
         if len(step.layers_seen) != len(self._pool.keys):
             raise RuntimeError(f"{len(step.layers_seen)} attention calls in a model of {len(self._pool.keys)} layers")

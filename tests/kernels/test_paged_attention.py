@@ -10,6 +10,7 @@ import torch
 from sgl_kernels import (
     DecodeBucket,
     ExtendRow,
+    GatherScratch,
     SharedRun,
     StepLayout,
     merge_states,
@@ -119,6 +120,53 @@ def test_a_consecutive_own_segment_is_read_as_a_view() -> None:
     layout = StepLayout(batch.out_loc, (), (DecodeBucket(torch.tensor([0]), slice(10, 41), None),), ())
     got = paged_attention(batch.q, batch.k, batch.v, batch.k_pool, batch.v_pool, layout, scale=SCALE)
     close(got, batch, [1], [list(range(10, 41))])
+
+
+def test_rows_given_as_slices_are_the_rows_given_as_indices() -> None:
+    shared, own_a, own_b = list(range(20, 50)), [3, 9], [11, 12]
+    batch = packed([0, 1], shared + own_a + own_b + [0, 1])
+    slots = torch.tensor([own_a + [0], own_b + [1]])
+
+    def attend(rows: torch.Tensor | slice) -> torch.Tensor:
+        layout = StepLayout(batch.out_loc, (SharedRun(rows, slice(20, 50)),), (DecodeBucket(rows, slots, None),), ())
+        return paged_attention(batch.q, batch.k, batch.v, batch.k_pool, batch.v_pool, layout, scale=SCALE)
+
+    got = attend(slice(0, 2))
+    assert torch.equal(got, attend(torch.tensor([0, 1])))
+    close(got, batch, [1, 1], [shared + own_a + [0], shared + own_b + [1]])
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 20, 256])
+def test_scratch_is_used_again_by_steps_of_any_size_in_and_out_of_inference_mode(max_bytes: int) -> None:
+    scratch = GatherScratch(max_bytes)
+    for lengths in ((3, 5), (40, 20), (2, 7)):
+        slots = torch.randperm(96, generator=torch.Generator().manual_seed(2)).tolist()
+        own = [slots[: lengths[0]], slots[40 : 40 + lengths[1]]]
+        batch = packed([own[0][-1], own[1][-1]], own[0] + own[1])
+        buckets = tuple(DecodeBucket(torch.tensor([row]), torch.tensor([own[row]]), None) for row in range(2))
+        layout = StepLayout(batch.out_loc, (), buckets, ())
+        for inference in (True, False):
+            with torch.inference_mode(inference):
+                got = paged_attention(
+                    batch.q, batch.k, batch.v, batch.k_pool, batch.v_pool, layout, scale=SCALE, scratch=scratch
+                )
+            close(got, batch, [1, 1], own)
+
+
+def test_scratch_serves_pools_of_another_shape_and_dtype() -> None:
+    scratch = GatherScratch()
+    slots = torch.tensor([4, 0, 2])
+    for pool in (torch.randn(6, 2, 8), torch.randn(6, 1, 4).double(), torch.randn(6, 3, 16).bfloat16()):
+        assert torch.equal(scratch.gather(0, pool, slots), pool[slots])
+
+
+def test_keys_and_values_do_not_share_scratch() -> None:
+    scratch = GatherScratch()
+    keys, values = torch.randn(2, 6, 2, 8)
+    slots = torch.tensor([5, 1])
+    gathered = scratch.gather(0, keys, slots)
+    scratch.gather(1, values, slots)
+    assert torch.equal(gathered, keys[slots])
 
 
 def test_the_generic_and_the_cpu_segment_agree() -> None:

@@ -44,6 +44,29 @@ def test_greedy_takes_the_largest_and_the_lowest_id_among_equals() -> None:
     assert sample(logits, [request()] * 3)[0] == [1, 0, 2]
 
 
+@pytest.mark.parametrize("width", [1_023, 1_024, 1_025, 1_531, 2_048])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_over_a_large_vocabulary_takes_the_lowest_id_of_the_largest_logit(width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 50, (40, width), generator=generator).to(dtype)  # many rows have their largest value twice
+    for row, first in enumerate((0, 511, 512, 1_000, width - 1)):
+        logits[row, first] = 99.0
+        logits[row, min(width - 1, first + 512)] = 99.0
+        logits[row, -1] = 99.0
+    want = [row.index(max(row)) for row in logits.tolist()]
+    assert sample(logits, [request()] * 40)[0] == want
+
+
+@pytest.mark.parametrize("column", [0, 700, 1_499])
+def test_a_nan_anywhere_in_a_large_vocabulary_ends_its_row_only(column: int) -> None:
+    logits = torch.zeros(3, 1_500)
+    logits[:, 7] = 1.0
+    logits[1, column] = float("nan")
+    tokens, errors = sample(logits, [request()] * 3)
+    assert [type(error) for error in errors] == [type(None), NumericsError, type(None)]
+    assert (tokens[0], tokens[2]) == (7, 7)
+
+
 def test_frequencies_follow_the_softmax_at_the_temperature() -> None:
     count, temperature = 4_000, 0.7
     expected = (LOGITS / temperature).softmax(-1)

@@ -1,7 +1,10 @@
 """The benchmarks' workloads and drivers, without the embedded model: programs, execution, replays, and both systems."""
 
+import json
 import random
 import sys
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import bench_engine
 import prose
 import systems
 from execution import Execution
-from harness import agreement, measure
+from harness import Outcome, System, agreement, measure, write_json
 from replay import answers_of, replay
 from workloads import WORKLOADS, Call, all_at_once, build
 
@@ -184,6 +187,58 @@ def test_counts_are_taken_of_every_variant_in_both_pools():
     assert rows["no cache", "whole"]["over_optimum"] > 2 * rows["full", "whole"]["over_optimum"]
     assert rows["no in-flight sharing", "whole"]["over_optimum"] > rows["full", "whole"]["over_optimum"]
     assert {pool for _, pool in rows} == {"whole", "quarter"}
+
+
+def test_a_hit_rate_counts_what_ran_again():
+    done = run("W2")
+    stats = replace(done.stats, prompt_tokens=100, prefilled_tokens=30, recomputed_tokens=20)
+    assert replace(done, stats=stats).hit_rate == pytest.approx(0.5)
+
+
+def test_a_small_pool_that_one_request_fills_by_more_than_half_is_named_so():
+    workload = all_at_once("W1", "one", [Call(tuple(range(100)), 4, "question")])
+    (row, *_) = ablations.small_pools(workload, replay(workload, any_answer, pool_tokens=BIG).record)
+    assert row["name"].endswith("(one request fills 100% of the pool)")
+
+
+# ---- the report ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arguments", "whole"),
+    [
+        ("", True),
+        ("--rounds 5", True),
+        ("--rounds 2", False),
+        ("--slow-rounds 1", False),
+        ("--no-baseline", False),
+        ("--no-ablations", False),
+        ("--scale 0.5", False),
+        ("--quick", False),
+        ("--workloads W1,W2,W3,W6", False),
+        ("--dtype bfloat16 --no-ablations --workloads W1,W2,W3,W6 --rounds 2", True),
+        ("--dtype bfloat16 --no-ablations --workloads W1,W2,W3,W6 --rounds 1", False),
+        ("--dtype bfloat16 --no-ablations --workloads W1,W2,W3", False),
+        ("--dtype bfloat16 --no-baseline", False),
+    ],
+)
+def test_a_part_is_not_taken_for_the_whole(arguments, whole):
+    assert bench_engine.is_whole(bench_engine.parse(arguments.split())) is whole
+
+
+def test_bars_are_judged_before_rounding(tmp_path):
+    result = {"times_ours": {"generate": 1.0999999}, "over_optimum": 1.0200001, "agreement": {}, "small_pools": []}
+    bars = bench_engine.judge({"W6": result}, dtype="float32", whole=True)
+    assert [bar["passed"] for bar in bars] == [False, False]
+    write_json(tmp_path / "bars.json", {"bars": bars})
+    assert [bar["value"] for bar in json.loads((tmp_path / "bars.json").read_text())["bars"]] == [1.1, 1.02]
+
+
+def test_a_slow_system_gets_no_further_round_and_the_others_go_on():
+    @contextmanager
+    def session():
+        yield lambda _: Outcome((), {})
+
+    systems_ = [System("ours", session, 3), System("slow", session, 2, patience_s=0.0)]
+    assert [run.as_json()["rounds"] for run in measure(systems_, 1)] == [3, 1]
 
 
 # ---- systems ------------------------------------------------------------------------------------------------------------

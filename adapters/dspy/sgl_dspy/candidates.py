@@ -19,7 +19,6 @@ from sgl_core.types import SEED_BITS, GenRequest, GenResult, Hints
 __all__ = ["attempt", "candidate_group", "candidate_seed"]
 
 
-
 class _Group:
     """Used by one call, which makes its attempts one after the other."""
 

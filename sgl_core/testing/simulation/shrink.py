@@ -6,19 +6,25 @@ of a script is nearly always enough to fail, and then clears what the operations
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from typing import TypeAlias
 
+from sgl_core.testing.simulation.driver import Simulation
 from sgl_core.testing.simulation.script import Operation, Script, run_script
 from sgl_core.testing.simulation.traffic import draw_script
 
 __all__ = ["run_seed", "shrink"]
 
-_MAX_OPERATIONS = 100_000
-"""Operations to replay before it gives out what it has: about half a minute."""
+_MAX_STEPS = 250_000
+"""Operations and steps of draining to replay before it gives out what it has: about a minute."""
+
+_DRAIN_LIMIT = 2_000
+"""Steps after which a replay counts as one that does not drain: scripts of some hundred operations take 100, seldom 1,000."""
 
 Failure: TypeAlias = tuple[str, str, int | None]
 """Kind of the error, file and line."""
@@ -34,12 +40,25 @@ def run_seed(seed: int, num_steps: int) -> Counter[str]:
         AssertionError: it fails; says the seed and a short script that fails in the same way.
     """
     script = draw_script(seed, num_steps)
+    with _named_if_given_up(f"seed {seed}, {num_steps} steps", script):
+        try:
+            return run_script(script)
+        except Exception as error:
+            short = shrink(script)
+            reason = f"seed {seed}, {num_steps} steps: {type(error).__name__}: {error}"
+            raise AssertionError(f"{reason}\nrun_script on this fails so too:\n{short}") from error
+
+
+@contextmanager
+def _named_if_given_up(title: str, script: Script) -> Iterator[None]:
+    """Print the script if it is left by a guard against hanging or by hand, as nothing is known then that could be shrunk."""
     try:
-        return run_script(script)
-    except Exception as error:
-        short = shrink(script)
-        message = f"seed {seed}, {num_steps} steps: {type(error).__name__}: {error}\nrun_script on this fails so too:\n{short}"
-        raise AssertionError(message) from error
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        sys.stderr.write(f"{title}: given up while it ran or was shrunk. Its script:\n{script}\n")
+        raise
 
 
 def shrink(script: Script) -> Script:
@@ -48,7 +67,7 @@ def shrink(script: Script) -> Script:
     Raises:
         ValueError: the script does not fail.
     """
-    failure = _failure(script)
+    failure, _ = _replayed(script)
     if failure is None:
         raise ValueError("script: got one that passes, expected one that fails")
     shrinking = _Shrinking(script, failure)
@@ -65,7 +84,7 @@ class _Shrinking:
     def __init__(self, script: Script, wanted: Failure) -> None:
         self.script = script
         self._wanted = wanted
-        self._left = _MAX_OPERATIONS
+        self._left = _MAX_STEPS
 
     def cut_end(self) -> None:
         """Drop what comes after the failure, by bisection: what fails at an operation does so whatever comes later."""
@@ -102,9 +121,12 @@ class _Shrinking:
                 self._try(tuple(operations))
 
     def _try(self, operations: tuple[Operation, ...]) -> bool:
-        self._left -= len(operations)
+        if self._left <= 0:
+            return False
         shorter = replace(self.script, operations=operations)
-        if self._left <= 0 or _failure(shorter) != self._wanted:
+        failure, steps = _replayed(shorter)
+        self._left -= steps
+        if failure != self._wanted:
             return False
         self.script = shorter
         return True
@@ -116,11 +138,13 @@ def _details(operation: Operation) -> Iterator[tuple[str, object]]:
             yield field.name, field.default
 
 
-def _failure(script: Script) -> Failure | None:
-    """What went wrong and where in the code; None if nothing did."""
+def _replayed(script: Script) -> tuple[Failure | None, int]:
+    """What went wrong and where in the code, None if nothing did; and the operations and steps it took, at most."""
     try:
-        run_script(script)
+        seen = run_script(script, drain_limit=_DRAIN_LIMIT)
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        return type(error).__name__, frame.filename, frame.lineno
-    return None
+        frames = traceback.extract_tb(error.__traceback__)
+        failure = type(error).__name__, frames[-1].filename, frames[-1].lineno
+        drained = any(frame.name == Simulation.drain.__name__ for frame in frames)
+        return failure, len(script.operations) + (_DRAIN_LIMIT if drained else 0)
+    return None, len(script.operations) + seen["drained"]
