@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from sgl_core.testing.tiny_models import build_tiny_model
 
 _GUARD_INTERVAL_S = 30
 """Long enough for pytest to write its report of the failure in between."""
+
+
+_FIGURES = pytest.StashKey[dict[str, Counter[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +39,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
         gone = set(map(id, dropped))
         items[:] = [item for item in items if id(item) not in gone]
+
+
+@pytest.fixture(scope="session")
+def figure(pytestconfig: pytest.Config) -> Callable[[str, Mapping[str, int]], None]:
+    """Add counts to a figure of reliability; the sums over all tests stand in pytest's closing report."""
+    figures = pytestconfig.stash.setdefault(_FIGURES, {})
+
+    def add(name: str, counts: Mapping[str, int]) -> None:
+        figures.setdefault(name, Counter()).update(counts)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures."""
+    figures = terminalreporter.config.stash.get(_FIGURES, {})
+    if figures:
+        terminalreporter.section("reliability figures")
+    for name in sorted(figures):
+        terminalreporter.line(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in sorted(figures[name].items())))
 
 
 @pytest.fixture(autouse=True)

@@ -281,13 +281,14 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Retract running requests for a waiting one of higher priority, if that gets it a row and room in this step."""
-        if not self._waiting.ranks_by_priority or not self._running or (request := self._waiting.best()) is None:
+        top = self._waiting.top_priority
+        lower = [] if top is None else [r for r in self._running.values() if r.priority < top]
+        if not lower or (request := self._waiting.best()) is None:
             return
-        lower = [r for r in self._running.values() if r.priority < request.priority]
         unrun = sum(r.target_len - r.computed_len for r in self._running.values() if r.is_prefilling and r not in lower)
         others = self._promised() - sum(map(self._growth.expected_slots, lower))
         gained = sum(len(r.slots) for r in lower)  # at most, as they may share some
-        if not lower or unrun >= self._chunk_tokens or not self._fits(request, others - gained):
+        if unrun >= self._chunk_tokens or not self._fits(request, others - gained):
             return
         while lower and not (self._free_rows and self._fits(request, self._promised())):
             last = self._last_in_rank()

@@ -53,9 +53,9 @@ class WaitingQueue:
         """Changes with the set of those who wait."""
 
     @property
-    def ranks_by_priority(self) -> bool:
-        """Whether priorities count."""
-        return self._policy not in _PRIORITY_BLIND
+    def top_priority(self) -> int | None:
+        """The highest priority that waits; None if nobody does, or if priorities do not count."""
+        return self._priorities[-1] if self._priorities and self._policy not in _PRIORITY_BLIND else None
 
     def __len__(self) -> int:
         """Requests that wait."""
@@ -135,7 +135,7 @@ class WaitingQueue:
         return POLICY_MAKERS[self._policy](self._tree, self._seed)
 
     def _priority_of(self, request: Request) -> int:
-        return request.priority if self.ranks_by_priority else 0
+        return 0 if self._policy in _PRIORITY_BLIND else request.priority
 
     def _class_of(self, request: Request) -> _PriorityClass:
         priority = self._priority_of(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from sgl_core.testing.simulation import Simulation, TextSink, tokens
 from sgl_core.types import FinishReason, Hints, SamplingParams
 
 WAIT_S = 60.0
+Figure = Callable[[str, Mapping[str, int]], None]
 
 POINTS: dict[str, Callable[[Simulation], tuple[object, str]]] = {
     "slots are allocated": lambda sim: (sim.scheduler.memory.allocator, "allocate"),
@@ -98,7 +99,7 @@ def check_victims(sim: Simulation, fault: FaultPoint, point: str) -> list[Finish
     ("name", "point"),
     [(name, point) for name in PROGRAMS for point in POINTS if point != "slots are evicted" or name == SMALL_POOL],
 )
-def test_a_single_fault_ends_one_request_at_most_and_the_next_one_works(name: str, point: str) -> None:
+def test_a_single_fault_ends_one_request_at_most_and_the_next_one_works(name: str, point: str, figure: Figure) -> None:
     program = PROGRAMS[name]
     seen: Counter[str] = Counter()
 
@@ -117,7 +118,7 @@ def test_a_single_fault_ends_one_request_at_most_and_the_next_one_works(name: st
         return fault
 
     seen["faults"] = len(list(fail_each_call(attempt)))
-    print(f"{name}, when {point}: {dict(seen)}")
+    figure("R5 the N-th call fails", {**seen, "programs and points": 1})
     if name == SMALL_POOL:
         assert seen["retractions"] > 0
     if point == "a token becomes text":
@@ -192,7 +193,7 @@ ENGINE_POINTS: dict[str, tuple[object, str, Exception | None]] = {
 
 
 @pytest.mark.parametrize("point", ENGINE_POINTS)
-def test_an_engine_outlives_a_fault_anywhere_and_the_others_say_the_same(engine: Engine, point: str) -> None:
+def test_an_engine_outlives_a_fault_anywhere_and_the_others_say_the_same(engine: Engine, point: str, figure: Figure) -> None:
     expected = answers(engine)
     owner, method, error = ENGINE_POINTS[point]
     seen: Counter[str] = Counter()
@@ -212,7 +213,7 @@ def test_an_engine_outlives_a_fault_anywhere_and_the_others_say_the_same(engine:
         return fault
 
     seen["faults"] = len(list(fail_each_call(attempt)))
-    print(f"an engine, when {point}: {dict(seen)}")
+    figure("R5 the N-th call fails, in an engine", {**seen, "points": 1})
     assert seen["faults"] >= 6
     if point == "a token becomes text":
         assert seen["ended by it"] == seen["faults"] == 6 * len(PROMPTS)

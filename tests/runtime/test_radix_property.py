@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -43,13 +43,11 @@ def small_bounds() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
-    """Sums over the seeds; the figure is printed when the last one is through."""
-    sums: Counter[str] = Counter()
+def tally(figure: Callable[[str, Mapping[str, int]], None]) -> Iterator[Counter[str]]:
+    """Sums over the seeds, for the closing report."""
+    sums: Counter[str] = Counter(violations=0)
     yield sums
-    figure = f"R1: {sums['operations']:,} operations on {sums['seeds']} seeds, {sums['violations']} violations"
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{figure}")
+    figure("R1 tree and allocator against a naive model", sums)
 
 
 @dataclass

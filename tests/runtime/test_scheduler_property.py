@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -19,25 +20,27 @@ SEEDS_IN_A_BLOCK = 20
 EVENTS = ("hits", "retractions", "forced retractions", "aborted", "failed", "failed steps", "bad rows", "evicted", "pins")
 
 
-def run_block(first: int, count: int = SEEDS_IN_A_BLOCK) -> Counter[str]:
-    """Run some seeds and print what was seen; asserts that the interesting things happened."""
+Figure = Callable[[str, Mapping[str, int]], None]
+
+
+def run_block(first: int, figure: Figure) -> None:
+    """Run some seeds, which check everything; asserts that the interesting things happened."""
     seen: Counter[str] = Counter()
-    for seed in range(first, first + count):
+    for seed in range(first, first + SEEDS_IN_A_BLOCK):
         seen += run_seed(seed, STEPS)
-    print(f"seeds {first} to {first + count - 1}, {STEPS} steps and what is left: {dict(sorted(seen.items()))}")
+    figure("R2 the scheduler in simulation", {"seeds": SEEDS_IN_A_BLOCK, "violations": 0, **seen})
     assert all(seen[event] > 0 for event in EVENTS), seen
-    return seen
 
 
 @pytest.mark.parametrize("first", range(0, 200, SEEDS_IN_A_BLOCK))
-def test_random_traffic_is_right_and_leaks_nothing(first: int) -> None:
-    run_block(first)
+def test_random_traffic_is_right_and_leaks_nothing(first: int, figure: Figure) -> None:
+    run_block(first, figure)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("first", range(1_000, 4_000, SEEDS_IN_A_BLOCK))
-def test_much_random_traffic_is_right_and_leaks_nothing(first: int) -> None:
-    run_block(first)
+def test_much_random_traffic_is_right_and_leaks_nothing(first: int, figure: Figure) -> None:
+    run_block(first, figure)
 
 
 REGRESSIONS = {
