@@ -146,8 +146,7 @@ class LongestPrefixMatch:
 
     def wants(self, ids: Sequence[int], at_least: int, namespace: str | None) -> bool:
         """Whether a waiting request has ``at_least`` so many leading tokens in common with ``ids``."""
-        found = self._trie.descend(ids, namespace)
-        return found is not None and found[1] >= at_least
+        return self._trie.shares(ids, at_least, namespace)
 
     def _matched(self, request: Request) -> int:
         return self._tree.peek_prefix_len(request.ids, namespace=request.namespace) if request.use_tree else 0
@@ -190,8 +189,7 @@ class DepthFirstByWeight:
 
     def wants(self, ids: Sequence[int], at_least: int, namespace: str | None) -> bool:
         """Whether a waiting request has ``at_least`` so many leading tokens in common with ``ids``."""
-        found = self._trie.descend(ids, namespace)
-        return found is not None and found[1] >= at_least
+        return self._trie.shares(ids, at_least, namespace)
 
 
 POLICY_MAKERS: dict[str, Callable[[RadixCache, int], Policy]] = {

@@ -66,6 +66,12 @@ class _Span:
     table_start: int
 
 
+def _next_span(request: Request, budget: int, *, table_start: int) -> _Span:
+    """The tokens that a request runs next, at most ``budget`` of them."""
+    end = min(request.target_len, request.computed_len + budget)
+    return _Span(request, request.computed_len, end, table_start)
+
+
 class Scheduler:
     """Decides every step.
 
@@ -314,10 +320,10 @@ class Scheduler:
             else:
                 spans.append(_Span(request, request.computed_len, request.target_len, request.computed_len))
         for request in prefills:
-            end = min(request.target_len, request.computed_len + budget)
-            if end > request.computed_len:
-                budget -= end - request.computed_len
-                spans.append(_Span(request, request.computed_len, end, request.computed_len))
+            if budget > 0:
+                span = _next_span(request, budget, table_start=request.computed_len)
+                budget -= span.end - span.start
+                spans.append(span)
         return spans
 
     def _grow(self, span: _Span) -> bool:
@@ -354,7 +360,7 @@ class Scheduler:
             if not admitted and (self._running or not self.memory.yield_pin()):
                 break
             if admitted:
-                span = self._first_span(request, budget)
+                span = _next_span(request, budget, table_start=0)
                 if self._grow(span):
                     budget -= span.end - span.start
                     spans.append(span)
@@ -364,8 +370,7 @@ class Scheduler:
         """What the next request to try alone runs. Nothing else holds slots meanwhile, so only a pin can be in its way."""
         for request, _ in list(self._suspects.values()):
             if request.state is State.RUNNING:
-                end = min(request.target_len, request.computed_len + self._chunk_tokens)
-                span = _Span(request, request.computed_len, end, request.computed_len)
+                span = _next_span(request, self._chunk_tokens, table_start=request.computed_len)
             else:
                 try:
                     while not self._try_admission(request, 0, now):
@@ -374,14 +379,10 @@ class Scheduler:
                 except Exception as error:
                     self._end_unscheduled(request, error)
                     continue
-                span = self._first_span(request, self._chunk_tokens)
+                span = _next_span(request, self._chunk_tokens, table_start=0)
             if self._grow(span):
                 return [span]
         return []
-
-    def _first_span(self, request: Request, budget: int) -> _Span:
-        end = min(request.target_len, request.computed_len + budget)
-        return _Span(request, request.computed_len, end, 0)
 
     def _try_admission(self, request: Request, promised: int, now: float) -> bool:
         """Move a request from waiting to running, its cached prefix locked, if there is room."""

@@ -114,6 +114,11 @@ class WaitingTrie:
             shared += common_prefix_len(child.key, key[child.start : child.end])
         return node, shared
 
+    def shares(self, ids: Sequence[int], at_least: int, namespace: str | None) -> bool:
+        """Whether a request has ``at_least`` so many leading tokens in common with ``ids``."""
+        found = self.descend(ids, namespace)
+        return found is not None and found[1] >= at_least
+
     def covering(self, request: Request, length: int) -> TrieNode:
         """The first node on a filed request's path that ends at ``length`` or behind it."""
         node = self._ends[request.id]
