@@ -5,7 +5,8 @@ Each class also subclasses the builtin that a caller would expect, so ``except V
     SglError
     ├── InvalidArgumentError (ValueError)      an argument: what was given, what was expected, the cure
     │   ├── UnknownOptionError (TypeError)     a keyword nobody knows, with the nearest known one
-    │   └── ContextLengthError                 prompt and budget do not fit the context or the KV pool
+    │   ├── ContextLengthError                 prompt and budget do not fit the context or the KV pool
+    │   └── GrammarError                       a regex, schema, grammar or list of choices that cannot be used; says why
     ├── ModelError (RuntimeError)
     │   ├── ModelNotFoundError (LookupError)   no such folder, file or name; says how to fetch it
     │   ├── ModelFormatError (ValueError)      the files are there and cannot be used
@@ -21,7 +22,8 @@ Each class also subclasses the builtin that a caller would expect, so ``except V
     │   ├── PoolExhaustedError (MemoryError)   the KV pool cannot hold it
     │   ├── RequestAborted                     somebody aborted it while a program was waiting
     │   ├── DeadlineExceeded (TimeoutError)
-    │   └── NumericsError (ArithmeticError)    NaN logits in this request's row
+    │   ├── NumericsError (ArithmeticError)    NaN logits in this request's row
+    │   └── VerificationError                  computed again without the cache, the output was another
     └── ProgramError (RuntimeError)
         ├── VariableNotFoundError (KeyError)
         └── StreamClosedError                  writing to a joined fork, or to a stream that failed
@@ -41,6 +43,7 @@ __all__ = [
     "EngineError",
     "EngineShutdown",
     "EngineStepError",
+    "GrammarError",
     "InvalidArgumentError",
     "MissingExtraError",
     "ModelError",
@@ -59,6 +62,7 @@ __all__ = [
     "UnknownOptionError",
     "UnsupportedModelError",
     "VariableNotFoundError",
+    "VerificationError",
     "check_options",
 ]
 
@@ -128,6 +132,24 @@ class ContextLengthError(InvalidArgumentError):
         )
 
 
+class GrammarError(InvalidArgumentError):
+    """A constraint on the output that cannot be used: malformed, too large, impossible, or too long for the budget.
+
+    Args:
+        argument: "regex", "json_schema", "grammar", "choices" or "stop_regex".
+        reason: what is wrong with it, in words that hold none of the constraint's text.
+        cure: what to do, one sentence; optional.
+        shortest_tokens: tokens of the shortest completion known, where the budget is the trouble; else None.
+    """
+
+    def __init__(self, argument: str, reason: str, cure: str = "", *, shortest_tokens: int | None = None) -> None:
+        """Build the message from its parts."""
+        self.reason = reason
+        self.shortest_tokens = shortest_tokens
+        super().__init__(argument, reason, "a constraint that can be compiled and completed", cure)
+        self.args = (f"{argument}: {reason}. {cure}".rstrip(),)
+
+
 class ModelError(SglError, RuntimeError):
     """A model cannot be found, read or used."""
 
@@ -195,6 +217,10 @@ class DeadlineExceeded(RequestError, TimeoutError):
 
 class NumericsError(RequestError, ArithmeticError):
     """This request's logits hold NaN or allow no token; its batch mates are untouched."""
+
+
+class VerificationError(RequestError):
+    """An engine with ``verify=True`` computed the output again, alone and without the cache, and got another one."""
 
 
 class ProgramError(SglError, RuntimeError):

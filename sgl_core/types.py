@@ -19,6 +19,7 @@ __all__ = [
     "GenDelta",
     "GenRequest",
     "GenResult",
+    "GrammarCut",
     "Hints",
     "PrefetchRequest",
     "PrefetchResult",
@@ -28,8 +29,10 @@ __all__ = [
     "Segment",
     "SegmentKind",
     "Timings",
+    "TokenLogprob",
     "TurnState",
     "Usage",
+    "Verification",
 ]
 
 SEED_BITS = 63
@@ -38,13 +41,17 @@ _MAX_STOPS = 32
 _MAX_LOGIT_BIAS = 1024
 _MAX_LOGPROBS = 100
 _MAX_N = 128
+_MAX_STOP_REGEX_BYTES = 1024
 
 
 class FinishReason(StrEnum):
     """Why a generation ended."""
 
     STOP = "stop"
-    """An end-of-text token, a stop token, a stop string or the end of a grammar."""
+    """An end-of-text token, a stop token, a stop string, a stop regex or the end of a grammar."""
+    GRAMMAR = "grammar"
+    """The grammar's end, which the model would have missed: the budget would have run out before it, so tokens were chosen
+    for the model that complete the output. See ``GenResult.grammar_cut``."""
     LENGTH = "length"
     """``max_new_tokens`` or the context was reached."""
     ABORT = "abort"
@@ -88,10 +95,11 @@ class SamplingParams:
         n: number of completions of one prompt.
         stop: strings; the text is cut before the earliest of them.
         stop_token_ids: ids that end the generation, in addition to the model's own.
-        stop_regex: a pattern that ends the generation.
+        stop_regex: a pattern; the text is cut before the match that ends first. A match is at most 1,024 characters long.
         ignore_eos: go on past end-of-text.
         seed: noise is a function of (seed, position); None lets the engine draw one.
-        logprobs: report this many alternatives per token. ``prompt_logprobs``: also for the prompt.
+        logprobs: report each token's log-probability and this many of the likeliest alternatives. ``prompt_logprobs``:
+            report the prompt's tokens' too (without alternatives).
         regex: constrain the text; likewise ``json_schema`` (dict, JSON text or Pydantic class), ``grammar`` (Lark) and
             ``choices``. At most one of the four.
 
@@ -166,8 +174,12 @@ class SamplingParams:
             raise InvalidArgumentError("stop_token_ids", self.stop_token_ids, f"at most {_MAX_LOGIT_BIAS} token ids")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 2**31 - 1)
-        if self.stop_regex is not None and not isinstance(self.stop_regex, str):
-            raise InvalidArgumentError("stop_regex", self.stop_regex, "a pattern as str")
+        if self.stop_regex is not None:
+            if not isinstance(self.stop_regex, str) or not self.stop_regex:
+                raise InvalidArgumentError("stop_regex", self.stop_regex, "a non-empty pattern as str")
+            size = len(self.stop_regex.encode("utf-8", "surrogatepass"))
+            if size > _MAX_STOP_REGEX_BYTES:
+                raise InvalidArgumentError("stop_regex", f"{size} bytes", f"at most {_MAX_STOP_REGEX_BYTES} bytes")
 
     def _check_bias(self) -> None:
         if self.logit_bias is None:
@@ -264,6 +276,8 @@ class GenRequest:
         priority: higher first, unless the policy looks at arrivals alone.
         timeout_s: seconds from submit to the end.
         hints: see Hints.
+        heal: text behind ``input_ids`` that the caller left to the model to spell: the output's tokens begin with it, in
+            whatever tokens fit what follows, and its text begins behind it.
     """
 
     input_ids: tuple[int, ...]
@@ -273,6 +287,7 @@ class GenRequest:
     priority: int = 0
     timeout_s: float | None = None
     hints: Hints = field(default_factory=Hints)
+    heal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +349,56 @@ class GenDelta:
     Args:
         text: new text; may be empty while UTF-8 or a possible stop string is incomplete.
         token_ids: new tokens.
+        index: which of ``n`` completions it belongs to.
     """
 
     text: str
     token_ids: tuple[int, ...]
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the model thought of one token, before penalties, grammar and temperature.
+
+    Args:
+        token_id: the token.
+        logprob: its natural-log probability.
+        top: the likeliest tokens and their log-probabilities, likeliest first; as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarCut:
+    """Where the budget, not the model, chose tokens so that the output could end as its grammar demands.
+
+    Args:
+        num_tokens: sampled tokens that were overruled.
+        first_index: index in the output of the first of them.
+    """
+
+    num_tokens: int
+    first_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A generation was computed a second time, alone and without the cache.
+
+    Args:
+        equal: whether all ids were the same.
+        first_difference: index of the first id that was not; the two candidates were so close there that the order of
+            additions decides (an unexplained difference is a VerificationError instead).
+        gap: how close: the difference of the two best scores at that step.
+    """
+
+    equal: bool
+    first_difference: int | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +414,11 @@ class GenResult:
         matched_stop: the stop string or stop token that ended it, if one did.
         text_behind_ids: see ``token_ids``; usually empty.
         seed: the seed that was used; None for greedy output.
-        logprobs: per token, when asked for.
+        logprobs: of each of ``token_ids``, when asked for.
+        prompt_logprobs: of each prompt token, when asked for; None for the first, which nothing precedes.
+        healed_ids: tokens that spell ``GenRequest.heal`` alone; they belong to the prompt, and ``token_ids`` follow them.
+        grammar_cut: where the budget closed the output; None if it did not have to.
+        verification: of an engine with ``verify=True``.
         timings: seconds per phase.
     """
 
@@ -364,7 +429,11 @@ class GenResult:
     matched_stop: str | int | None = None
     text_behind_ids: str = ""
     seed: int | None = None
-    logprobs: tuple[float, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    healed_ids: tuple[int, ...] = ()
+    grammar_cut: GrammarCut | None = None
+    verification: Verification | None = None
     timings: Timings = field(default_factory=Timings)
 
 
