@@ -17,7 +17,7 @@ from workloads import Ids, Workload
 
 from sgl_core.config import EngineConfig
 from sgl_core.runtime.metrics import EngineStats
-from sgl_core.runtime.plan import Finished, StepPlan, StepResult
+from sgl_core.runtime.plan import Finished, Sample, StepPlan, StepResult
 from sgl_core.runtime.request import Kind, Request
 from sgl_core.runtime.scheduler import Scheduler, SchedulerOptions
 from sgl_core.types import Hints, SamplingParams
@@ -145,7 +145,7 @@ class _AnsweringRunner:
 
     def run(self, plan: StepPlan) -> StepResult:
         """One step."""
-        tokens = tuple(
-            self.outputs[work.request.id][work.request.num_generated] if work.sample else None for work in plan.works
+        samples = tuple(
+            (Sample(self.outputs[work.request.id][work.request.num_generated]),) if work.sample else () for work in plan.works
         )
-        return StepResult(tokens, ((),) * len(tokens), (None,) * len(tokens))
+        return StepResult(samples, ((),) * len(samples), (None,) * len(samples))

@@ -44,7 +44,9 @@ class EngineConfig:
         max_running: requests in one batch.
         prefill_chunk_tokens: prompt tokens per step at most; None is the default of the device.
         max_queued: waiting requests at most; None is no limit.
-        deterministic: results independent of batch and cache; not available yet.
+        deterministic: every result is the same to the last bit whatever the batch, the cache and the chunks were; slower.
+        verify: compute every generation a second time, alone and without the cache, and compare: a difference that rounding
+            does not explain is a VerificationError. At least doubles the work.
         threads: CPU threads of torch; None leaves torch's choice.
         seed: start of the seeds drawn for requests without one; None is OS entropy.
         default_max_new_tokens: budget of a request that names none.
@@ -64,6 +66,7 @@ class EngineConfig:
     prefill_chunk_tokens: int | None = None
     max_queued: int | None = None
     deterministic: bool = False
+    verify: bool = False
     threads: int | None = None
     seed: int | None = None
     default_max_new_tokens: int = 512
@@ -96,7 +99,7 @@ class EngineConfig:
                 _positive(name, getattr(self, name), ", or None for the default")
         for name in ("max_running", "default_max_new_tokens"):
             _positive(name, getattr(self, name))
-        for name in ("prefix_cache", "in_flight_sharing", "cascade", "deterministic"):
+        for name in ("prefix_cache", "in_flight_sharing", "cascade", "deterministic", "verify"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidArgumentError(name, getattr(self, name), "True or False")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):

@@ -7,7 +7,7 @@ keyword argument through ``model(...)``, so nothing is global but the registrati
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,10 +15,19 @@ from sgl_core.runtime.batch import Batch
 from sgl_core.runtime.kv_pool import KVPool, LayerShape
 from sgl_kernels import GatherScratch, paged_attention, paged_attention_reference, store_kv
 
-__all__ = ["ATTENTION_NAME", "ShapeRecorder", "StepContext", "install_attention"]
+__all__ = ["ATTENTION_NAME", "AttentionStep", "ShapeRecorder", "StepContext", "install_attention", "run_packed"]
 
 ATTENTION_NAME = "sgl_paged"
 STEP_ARGUMENT = "sgl_step"
+
+
+class AttentionStep(Protocol):
+    """What the modules reach during one forward pass."""
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, features: dict[str, Any]
+    ) -> torch.Tensor:
+        """Take a layer's new queries, keys and values ``[T, heads, head_dim]``; return ``[T, heads, value_dim]``."""
 
 
 @dataclass(slots=True)
@@ -84,7 +93,7 @@ def _paged_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """The function that transformers calls: ``[1, heads, T, head_dim]`` in, ``[1, T, heads, head_dim]`` out."""
     del attention_mask
-    step: StepContext | ShapeRecorder = kwargs[STEP_ARGUMENT]
+    step: AttentionStep = kwargs[STEP_ARGUMENT]
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     q, k, v = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
     features = {"sliding_window": sliding_window, "softcap": softcap, "sinks": s_aux}
@@ -98,3 +107,20 @@ def install_attention(model: Any) -> None:
 
     AttentionInterface.register(ATTENTION_NAME, _paged_attention_forward)
     model.set_attn_implementation(ATTENTION_NAME)
+
+
+def run_packed(
+    model: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, step: AttentionStep, logit_rows: torch.Tensor
+) -> torch.Tensor:
+    """Logits ``[len(logit_rows), vocab]`` of one packed forward pass of a model with our attention installed.
+
+    Args:
+        input_ids: ``[1, T]`` int64. ``position_ids`` likewise.
+        step: takes every layer's queries, keys and values.
+        logit_rows: ``[n]`` int64, packed rows.
+    """
+    output = model(
+        input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=logit_rows, **{STEP_ARGUMENT: step}
+    )
+    logits: torch.Tensor = output.logits[0]
+    return logits

@@ -11,7 +11,7 @@ import torch
 from sgl_core.runtime.plan import StepPlan, Work
 from sgl_kernels import DecodeBucket, ExtendRow, SharedRun, StepLayout
 
-__all__ = ["Batch", "SlotTable", "build_batch"]
+__all__ = ["Batch", "SlotTable", "build_batch", "positions_of", "query_runs"]
 
 
 class SlotTable:
@@ -26,13 +26,13 @@ class SlotTable:
         self.slots = torch.zeros(num_rows, num_columns, dtype=torch.int64, device=device)
 
     def update(self, works: Iterable[Work]) -> None:
-        """Write what the plan gave to its requests since their last steps, all at once."""
+        """Write what the plan gave to its requests since their last steps, all at once. Nodes of a trie have no column."""
         cells: list[int] = []
         fresh: list[int] = []
         for work in works:
-            first = work.request.row * self.slots.shape[1]
-            cells.extend(range(first + work.table_start, first + work.end))
-            fresh.extend(work.request.slots[work.table_start : work.end])
+            first, end = work.request.row * self.slots.shape[1], _row_end(work)
+            cells.extend(range(first + work.table_start, first + end))
+            fresh.extend(work.request.slots[work.table_start : end])
         where, what = (torch.tensor(values, dtype=torch.int64, device=self.slots.device) for values in (cells, fresh))
         self.slots.view(-1).index_copy_(0, where, what)
 
@@ -52,9 +52,9 @@ class Batch:
     Args:
         input_ids: ``[1, T]`` int64. ``position_ids`` likewise.
         layout: where everything lies.
-        q_lens: new tokens of each work. ``kv_slots``: per work, all its slots up to the last new token.
+        q_lens: queries of each run of packed rows that stand one behind another. ``kv_slots``: per run, the slots of all that
+            its last query sees.
         logit_rows: ``[n]`` int64, packed rows whose logits are needed, in the order of the works.
-        logit_counts: how many of them belong to each work.
     """
 
     input_ids: torch.Tensor
@@ -63,7 +63,6 @@ class Batch:
     q_lens: tuple[int, ...]
     kv_slots: tuple[torch.Tensor, ...]
     logit_rows: torch.Tensor
-    logit_counts: tuple[int, ...]
 
 
 def build_batch(plan: StepPlan, table: SlotTable, *, dtype: torch.dtype) -> Batch:
@@ -78,15 +77,12 @@ def build_batch(plan: StepPlan, table: SlotTable, *, dtype: torch.dtype) -> Batc
     out_loc: list[int] = []
     starts: list[int] = []
     logit_rows: list[int] = []
-    logit_counts: list[int] = []
     table.update(plan.works)
     for work in plan.works:
         starts.append(len(ids))
-        rows = _logit_positions(work)
-        logit_rows.extend(len(ids) + position - work.start for position in rows)
-        logit_counts.append(len(rows))
+        logit_rows.extend(range(len(ids) + work.logit_start - work.start, len(ids) + work.end - work.start))
         ids.extend(work.request.ids[work.start : work.end])
-        positions.extend(range(work.start, work.end))
+        positions.extend(positions_of(work))
         out_loc.extend(work.request.slots[work.start : work.end])
 
     def indices(values: list[int]) -> torch.Tensor:
@@ -94,29 +90,94 @@ def build_batch(plan: StepPlan, table: SlotTable, *, dtype: torch.dtype) -> Batc
 
     layout = StepLayout(
         indices(out_loc),
-        _shared_runs(plan, starts, table),
-        _decode_buckets(plan.works, starts, table, dtype),
+        _shared_runs(plan, starts, table) + _prompt_runs(plan.works, starts, table),
+        _decode_buckets(plan.works, starts, table, dtype) + _node_buckets(plan.works, starts, device, dtype),
         _extend_rows(plan.works, starts, table),
     )
+    runs = [run for work in plan.works for run in query_runs(work, table)]
     return Batch(
         input_ids=indices(ids).unsqueeze(0),
         position_ids=indices(positions).unsqueeze(0),
         layout=layout,
-        q_lens=tuple(w.end - w.start for w in plan.works),
-        kv_slots=tuple(table.slots[w.request.row, : w.end] for w in plan.works),
+        q_lens=tuple(count for count, _ in runs),
+        kv_slots=tuple(slots for _, slots in runs),
         logit_rows=indices(logit_rows),
-        logit_counts=tuple(logit_counts),
     )
 
 
-def _logit_positions(work: Work) -> range:
-    """Positions whose logits are needed: the last for sampling, those before scored tokens for scoring."""
+def _row_end(work: Work) -> int:
+    """Behind the last token of a work that stands in one row; nodes of a trie follow."""
+    return work.end if work.request.branches is None else max(work.start, min(work.end, work.request.prompt_len))
+
+
+def _nodes(work: Work) -> range:
+    """Nodes of a trie that a work runs."""
+    prompt_len = work.request.prompt_len
+    return range(_row_end(work) - prompt_len, work.end - prompt_len) if _row_end(work) < work.end else range(0)
+
+
+def positions_of(work: Work) -> list[int]:
+    """Positions of the tokens that a work runs: a trie's siblings have the same."""
+    branches = work.request.branches
+    row = list(range(work.start, _row_end(work)))
+    return row if branches is None else row + [work.request.prompt_len + branches.depths[node] for node in _nodes(work)]
+
+
+def _path_slots(work: Work, node: int) -> list[int]:
+    """Slots from the first node behind the prompt down to one."""
     request = work.request
-    if work.sample:
-        return range(work.end - 1, work.end)
-    if request.score_from:
-        return range(max(work.start, request.score_from - 1), work.end)
-    return range(0)
+    assert request.branches is not None, "only a trie has nodes"
+    return [request.slots[request.prompt_len + ancestor] for ancestor in request.branches.path(node)]
+
+
+def query_runs(work: Work, table: SlotTable) -> list[tuple[int, torch.Tensor]]:
+    """Queries that stand one behind another, and all slots that the last of them sees; a node stands alone."""
+    request, end = work.request, _row_end(work)
+    runs = [(end - work.start, table.slots[request.row, :end])] if end > work.start else []
+    prompt = table.slots[request.row, : request.prompt_len]
+    for node in _nodes(work):
+        runs.append((1, torch.cat([prompt, prompt.new_tensor(_path_slots(work, node))])))
+    return runs
+
+
+def _prompt_runs(works: tuple[Work, ...], starts: list[int], table: SlotTable) -> tuple[SharedRun, ...]:
+    """What all nodes of a trie read behind the batch's shared runs: the rest of their prompt."""
+    runs = []
+    for work, start in zip(works, starts, strict=True):
+        nodes, prompt_len = _nodes(work), work.request.prompt_len
+        if nodes and work.shared_len < prompt_len:
+            first = start + _row_end(work) - work.start
+            rows = slice(first, first + len(nodes))
+            runs.append(SharedRun(rows, table.span(work.request.row, work.shared_len, prompt_len)))
+    return tuple(runs)
+
+
+def _node_buckets(
+    works: tuple[Work, ...], starts: list[int], device: torch.device, dtype: torch.dtype
+) -> tuple[DecodeBucket, ...]:
+    """Nodes of tries and their ancestors, bucketed by powers of two of their depth."""
+    by_depth: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+    for work, start in zip(works, starts, strict=True):
+        first = start + _row_end(work) - work.start
+        for row, node in enumerate(_nodes(work), first):
+            path = _path_slots(work, node)
+            by_depth[(len(path) - 1).bit_length()].append((row, path))
+    buckets = []
+    for members in by_depth.values():
+        longest = max(len(path) for _, path in members)
+        slots = torch.tensor([path + path[-1:] * (longest - len(path)) for _, path in members], device=device)
+        lengths = torch.tensor([len(path) for _, path in members], device=device)
+        buckets.append(DecodeBucket(_rows([row for row, _ in members], device), slots, _padding_bias(lengths, longest, dtype)))
+    return tuple(buckets)
+
+
+def _padding_bias(lengths: torch.Tensor, longest: int, dtype: torch.dtype) -> torch.Tensor | None:
+    """``[b, 1, 1, longest]``: -inf behind each length; None where nothing is padded."""
+    padded = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(1)
+    if not bool(padded.any()):
+        return None
+    bias = torch.zeros(padded.shape, dtype=dtype, device=lengths.device).masked_fill(padded, float("-inf"))
+    return bias[:, None, None, :]
 
 
 def _shared_runs(plan: StepPlan, starts: list[int], table: SlotTable) -> tuple[SharedRun, ...]:
@@ -139,25 +200,23 @@ def _decode_buckets(
     device = table.slots.device
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, work in enumerate(works):
-        if work.end - work.start == 1:
-            by_length[(work.end - work.shared_len - 1).bit_length()].append(index)
+        if _row_end(work) - work.start == 1:
+            by_length[(_row_end(work) - work.shared_len - 1).bit_length()].append(index)
     buckets = []
     for members in by_length.values():
         rows = _rows([starts[m] for m in members], device)
         if len(members) == 1:
             work = works[members[0]]
-            slots = table.span(work.request.row, work.shared_len, work.end)
+            slots = table.span(work.request.row, work.shared_len, _row_end(work))
             buckets.append(DecodeBucket(rows, slots if isinstance(slots, slice) else slots.unsqueeze(0), None))
             continue
         table_rows = torch.tensor([works[m].request.row for m in members], dtype=torch.int64, device=device)
         firsts = torch.tensor([works[m].shared_len for m in members], dtype=torch.int64, device=device)
-        lengths = torch.tensor([works[m].end - works[m].shared_len for m in members], dtype=torch.int64, device=device)
-        offsets = torch.arange(int(lengths.max()), device=device)
-        padded = offsets >= lengths.unsqueeze(1)
-        columns = firsts.unsqueeze(1) + offsets.minimum(lengths.unsqueeze(1) - 1)
+        lengths = torch.tensor([_row_end(works[m]) - works[m].shared_len for m in members], dtype=torch.int64, device=device)
+        longest = int(lengths.max())
+        columns = firsts.unsqueeze(1) + torch.arange(longest, device=device).minimum(lengths.unsqueeze(1) - 1)
         slots = table.slots[table_rows.unsqueeze(1), columns]
-        bias = torch.zeros(padded.shape, dtype=dtype, device=device).masked_fill(padded, float("-inf"))[:, None, None, :]
-        buckets.append(DecodeBucket(rows, slots, bias if bool(padded.any()) else None))
+        buckets.append(DecodeBucket(rows, slots, _padding_bias(lengths, longest, dtype)))
     return tuple(buckets)
 
 
@@ -172,7 +231,7 @@ def _rows(rows: list[int], device: torch.device) -> torch.Tensor | slice:
 def _extend_rows(works: tuple[Work, ...], starts: list[int], table: SlotTable) -> tuple[ExtendRow, ...]:
     rows = []
     for work, start in zip(works, starts, strict=True):
-        count = work.end - work.start
+        count = _row_end(work) - work.start
         if count > 1:
             own = table.span(work.request.row, work.shared_len, work.start) if work.start > work.shared_len else None
             rows.append(ExtendRow(start, start + count, own))

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar, overload
 
 from sgl_core.backend import Capabilities, Handle
 from sgl_core.config import EngineConfig
-from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, PoolExhaustedError
+from sgl_core.errors import InvalidArgumentError, PoolExhaustedError
 from sgl_core.handle import RequestHandle
 from sgl_core.runtime.codec import LocalCodec
 from sgl_core.runtime.engine_loop import EngineLoop, Machine
@@ -23,10 +23,11 @@ from sgl_core.runtime.intake import Intake, deadline_after
 from sgl_core.runtime.metrics import CacheMiss, EngineStats
 from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.runtime.pinning import PinnedPrefix
-from sgl_core.runtime.request import PinOrder
+from sgl_core.runtime.request import PinOrder, Request
 from sgl_core.runtime.snapshot import TreeSnapshot, take_snapshot
 from sgl_core.runtime.startup import ModelFacts, assemble, load
-from sgl_core.runtime.tickets import GenTicket, PrefetchTicket, ScoreTicket
+from sgl_core.runtime.tickets import Completions, GenReceiver, GenTicket, PrefetchTicket, ScoreTicket, Ticket
+from sgl_core.runtime.verification import Verifier
 from sgl_core.types import (
     GenRequest,
     GenResult,
@@ -59,10 +60,6 @@ class Engine:
     def __init__(self, model: str | None = None, *, loaded: LoadedModel | None = None, **options: object) -> None:
         """Load the model; returns when the engine is ready."""
         self.config = EngineConfig.from_options(model=model, **options)
-        if self.config.deterministic:
-            raise NotYetAvailableError(
-                "deterministic=True is not available yet; use dtype='float32', whose texts rarely differ"
-            )
         self._codec: LocalCodec
         self._facts: ModelFacts
         self._intake: Intake
@@ -102,7 +99,11 @@ class Engine:
     @property
     def capabilities(self) -> Capabilities:
         """What programs may expect."""
-        return Capabilities(context_tokens=self._intake.limit[0], default_max_new_tokens=self.config.default_max_new_tokens)
+        return Capabilities(
+            heal=True,
+            context_tokens=self._intake.limit[0],
+            default_max_new_tokens=self.config.default_max_new_tokens,
+        )
 
     @property
     def facts(self) -> ModelFacts:
@@ -188,10 +189,32 @@ class Engine:
             ids = self._intake.prompt_ids(prompt)
             params = SamplingParams() if params is None else params
             request = GenRequest(ids, params, namespace=namespace, priority=priority, timeout_s=timeout_s)
-        handle = self._new_handle(lambda request_id: self._loop.abort([request_id]))
-        queued, decoder = self._intake.generation(request, handle.id)
-        self._loop.add([queued], GenTicket(handle, decoder), max_queued=self.config.max_queued)
+        request_ids: list[str] = []
+        handle = self._new_handle(lambda _: self._loop.abort(request_ids))
+        completions = self._intake.generation(request, handle.id)
+        request_ids.extend(queued.id for queued, _ in completions)
+        collected = Completions(handle, len(completions)) if len(completions) > 1 else None
+        tickets: dict[str, Ticket] = {}
+        for index, (queued, decoder) in enumerate(completions):
+            receiver: GenReceiver = handle if collected is None else collected.part(index)
+            if self.config.verify:
+                receiver = self._verifier(queued, request, receiver, request_ids)
+            tickets[queued.id] = GenTicket(receiver, decoder, index)
+        followers = {follower.id for queued, _ in completions for follower in queued.followers}
+        leaders = [queued for queued, _ in completions if queued.id not in followers]
+        self._loop.add(leaders, tickets, max_queued=self.config.max_queued)
         return handle
+
+    def _verifier(self, original: Request, request: GenRequest, receiver: GenReceiver, ids: list[str]) -> Verifier:
+        """Stands before ``receiver``; ``ids`` gets the replay's, so that an abort ends it too."""
+
+        def replay(second: GenReceiver) -> Request:
+            queued, decoder = self._intake.replay(original, request)
+            ids.append(queued.id)
+            self._loop.add([queued], {queued.id: GenTicket(second, decoder)})
+            return queued
+
+        return Verifier(receiver, replay, self._intake.verify_tolerance)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -327,7 +350,7 @@ class Engine:
         handle = self._new_handle(lambda request_id: self._loop.abort([request_id]))
         queued = self._intake.prefetch(request, handle.id)
         queued.pin = pin
-        self._loop.add([queued], PrefetchTicket(handle), max_queued=self.config.max_queued)
+        self._loop.add([queued], {queued.id: PrefetchTicket(handle)}, max_queued=self.config.max_queued)
         return handle
 
     def _submit_score(self, request: ScoreRequest) -> Handle[ScoreResult]:
@@ -337,7 +360,7 @@ class Engine:
         ids.extend(r.id for r in requests)
         clean_up = None if self.config.prefix_cache else self.flush_cache
         ticket = ScoreTicket(handle, requests, len(request.input_ids), clean_up)
-        self._loop.add(requests, ticket, max_queued=self.config.max_queued)
+        self._loop.add(requests, dict.fromkeys(ids, ticket), max_queued=self.config.max_queued)
         return handle
 
 

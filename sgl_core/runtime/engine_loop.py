@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -77,8 +77,12 @@ class EngineLoop:
             self._check_open()
             self._inbox.put(command)
 
-    def add(self, requests: list[Request], ticket: Ticket, *, max_queued: int | None = None) -> None:
-        """Queue requests whose events go to ``ticket``.
+    def add(self, requests: list[Request], tickets: Mapping[str, Ticket], *, max_queued: int | None = None) -> None:
+        """Queue requests.
+
+        Args:
+            tickets: by request id, where the events of these and of their followers go.
+            max_queued: see below; None is no limit.
 
         Raises:
             QueueFull: more than ``max_queued`` would wait. An empty queue takes any number that belongs together.
@@ -87,8 +91,8 @@ class EngineLoop:
 
         def command() -> None:
             scheduler, started = self._running_machine.scheduler, time.perf_counter()
+            self._tickets.update(tickets)
             for request in requests:
-                self._tickets[request.id] = ticket
                 scheduler.add(request)
             scheduler.counters.scheduling_s += time.perf_counter() - started
             with self._door:
@@ -270,6 +274,8 @@ class EngineLoop:
                 self._inbox.get_nowait()()
         with contextlib.suppress(Exception):
             self._deliver(self._running_machine.scheduler.fail_all(end))
+        with contextlib.suppress(Exception):
+            self._running_machine.runner.close()
         for ticket in list(self._tickets.values()):
             ticket.fail(end)
         self._tickets.clear()

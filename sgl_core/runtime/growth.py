@@ -34,6 +34,6 @@ class GrowthEstimate:
     def expected_slots(self, request: Request) -> int:
         """Slots that a request will ask for beyond those it has: all of its unrun tokens and the likely part of its output."""
         at_most = request.remaining_slots
-        unrun = max(0, request.target_len - len(request.slots))
+        unrun = max(0, len(request.ids) - len(request.slots))
         to_come = max(int(self.share * request.max_new_tokens) - request.num_generated, _LOOKAHEAD_TOKENS)
         return min(at_most, unrun + to_come)

@@ -6,6 +6,7 @@ thread stumble. Owned by the engine; any thread may call it.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 import time
@@ -13,9 +14,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sgl_core.config import EngineConfig
-from sgl_core.errors import ContextLengthError, InvalidArgumentError, NotYetAvailableError
+from sgl_core.errors import ContextLengthError, InvalidArgumentError
+from sgl_core.runtime.choice_trie import ChoiceTrie, build_tries
 from sgl_core.runtime.codec import LocalCodec
+from sgl_core.runtime.constraint import Constraint
 from sgl_core.runtime.detokenizer import StreamDecoder
+from sgl_core.runtime.grammar.compiler import GrammarCompiler
+from sgl_core.runtime.grammar.vocabulary import Vocabulary
 from sgl_core.runtime.request import Kind, Request, ScoreGroup
 from sgl_core.runtime.startup import ModelFacts
 from sgl_core.spans import least_context, plan_spans
@@ -23,7 +28,11 @@ from sgl_core.types import SEED_BITS, GenRequest, Hints, PrefetchRequest, Sampli
 
 __all__ = ["Intake", "SeedSource", "deadline_after"]
 
-_NOT_YET = ("stop_regex", "logprobs", "prompt_logprobs", "regex", "json_schema", "grammar", "choices")
+_MOST_NODES = 4096
+"""Of one trie of choices; more choices are several tries over one prompt."""
+_LONGEST_HEAL = 256
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05}
+"""By dtype, difference of two logits that other batch shapes may turn around."""
 
 
 class Intake:
@@ -38,6 +47,7 @@ class Intake:
         self._codec = codec
         self._facts = facts
         self._config = config
+        self._grammars = GrammarCompiler(Vocabulary(codec.serialised, facts.vocab_size, sorted(facts.eos_ids)))
 
     @property
     def limit(self) -> tuple[int, str]:
@@ -63,31 +73,68 @@ class Intake:
         return ScoreRequest(self.prompt_ids(prompt), spans)
 
     # ---- requests ----------------------------------------------------------------------------------------------------
-    def generation(self, request: GenRequest, request_id: str) -> tuple[Request, StreamDecoder]:
-        """A generation and the decoder of its text."""
+    def generation(self, request: GenRequest, request_id: str) -> list[tuple[Request, StreamDecoder]]:
+        """A generation's completions, ``n`` of them, each with the decoder of its text.
+
+        Where prefixes are shared the others follow the first, which computes the prompt for all.
+        """
         params = self._checked_params(request.params)
         self._check_ids("prompt", request.input_ids)
         _check_routing(request.namespace, request.priority, request.hints)
-        decoder = self._codec.stream_decoder(params.stop, prompt_ids=request.input_ids)
-        queued = Request(
-            id=request_id,
-            ids=list(request.input_ids),
-            kind=Kind.GENERATE,
-            params=params,
-            max_new_tokens=self._budget(len(request.input_ids), params.max_new_tokens),
-            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._facts.eos_ids),
-            sink=decoder,
-            submitted_at=time.monotonic(),
-            namespace=request.namespace,
-            use_tree=self._config.prefix_cache,
-            priority=request.priority,
-            deadline=deadline_after(request.timeout_s),
-            hints=request.hints,
-        )
+        heal = _checked_heal(request.heal)
+        healed = len(heal.encode())  # at most so many tokens
+        budget = self._budget(len(request.input_ids) + healed, params.max_new_tokens)
+        deadline = deadline_after(request.timeout_s)
+        compiled = self._grammars.compile(params, heal=heal)
+        if compiled is not None and not compiled.fits(budget):
+            raise compiled.refusal(budget)
+        stop_regex = None if params.stop_regex is None else self._grammars.stop_regex(params.stop_regex)
+
+        def completion(index: int) -> tuple[Request, StreamDecoder]:
+            decoder = self._codec.stream_decoder(
+                params.stop,
+                prompt_ids=request.input_ids,
+                stop_regex=None if stop_regex is None else stop_regex.matcher(),
+                skip=heal,
+            )
+            constraint: Constraint | None = None if compiled is None else compiled.matcher()
+            queued = Request(
+                id=request_id if not index else f"{request_id}-{index}",
+                ids=list(request.input_ids),
+                kind=Kind.GENERATE,
+                params=self._seeded(params, index),
+                max_new_tokens=budget,
+                stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._facts.eos_ids),
+                sink=decoder,
+                submitted_at=time.monotonic(),
+                constraint=constraint,
+                namespace=request.namespace,
+                use_tree=self._config.prefix_cache,
+                priority=request.priority,
+                deadline=deadline,
+                hints=request.hints,
+            )
+            return queued, decoder
+
+        completions = [completion(index) for index in range(params.n)]
+        if self._config.prefix_cache:
+            completions[0][0].followers = [queued for queued, _ in completions[1:]]
+        return completions
+
+    @property
+    def verify_tolerance(self) -> float:
+        """How close two candidates must be for either to be right, as a difference of logits."""
+        return 0.0 if self._config.deterministic else _TOLERANCE[self._facts.dtype]
+
+    def replay(self, original: Request, request: GenRequest) -> tuple[Request, StreamDecoder]:
+        """The same generation once more, alone and without the cache, to compare with the first."""
+        params = replace(original.params, n=1, logprobs=None, prompt_logprobs=False)
+        ((queued, decoder),) = self.generation(replace(request, params=params), f"{original.id}-replay")
+        queued.use_tree, queued.is_replay, queued.deadline = False, True, original.deadline
         return queued, decoder
 
     def scoring(self, request: ScoreRequest, request_id: str) -> list[Request]:
-        """One request a continuation, all over one prompt."""
+        """The choices as tries over one prompt; one, unless they are too many for a step or for the pool."""
         self._check_ids("input_ids", request.input_ids)
         _check_routing(request.namespace, request.priority, request.hints)
         if not request.continuations:
@@ -98,12 +145,13 @@ class Intake:
         group = ScoreGroup()
         # Without a prefix cache a scoring still computes its own prompt once: in a namespace that nobody else can have.
         namespace = request.namespace if self._config.prefix_cache else f"\0{request_id}"
+        room = max(1, min(_MOST_NODES, self._facts.pool_tokens - len(request.input_ids)))
         requests = []
-        for index, continuation in enumerate(request.continuations):
-            ids = [*request.input_ids, *continuation]
-            queued = self._silent_request(f"{request_id}-{index}", ids, Kind.SCORE, namespace, request.timeout_s)
-            queued.use_tree, queued.priority, queued.hints = True, request.priority, request.hints
-            queued.score_from, queued.group = len(request.input_ids), group
+        for index, trie in enumerate(build_tries([tuple(c) for c in request.continuations], room)):
+            queued = self._silent_request(
+                f"{request_id}-{index}", list(request.input_ids), Kind.SCORE, namespace, request.timeout_s, branches=trie
+            )
+            queued.use_tree, queued.priority, queued.hints, queued.group = True, request.priority, request.hints, group
             requests.append(queued)
         return requests
 
@@ -115,7 +163,14 @@ class Intake:
         return self._silent_request(request_id, list(request.input_ids), Kind.PREFETCH, request.namespace, request.timeout_s)
 
     def _silent_request(
-        self, request_id: str, ids: list[int], kind: Kind, namespace: str | None, timeout_s: float | None
+        self,
+        request_id: str,
+        ids: list[int],
+        kind: Kind,
+        namespace: str | None,
+        timeout_s: float | None,
+        *,
+        branches: ChoiceTrie | None = None,
     ) -> Request:
         """A request that generates nothing."""
         return Request(
@@ -130,20 +185,14 @@ class Intake:
             namespace=namespace,
             use_tree=self._config.prefix_cache,
             deadline=deadline_after(timeout_s),
+            branches=branches,
         )
 
     # ---- checks ------------------------------------------------------------------------------------------------------
     def _checked_params(self, params: SamplingParams) -> SamplingParams:
-        """Refuse what this engine cannot do yet, and resolve the seed."""
+        """Check against the vocabulary, and resolve the seed."""
         if not isinstance(params, SamplingParams):
             raise InvalidArgumentError("params", type(params).__name__, "a SamplingParams", "SamplingParams(temperature=0.5)")
-        for name in _NOT_YET:
-            if getattr(params, name) not in (None, False):
-                raise NotYetAvailableError(f"{name} is not available in this version's engine; leave it out")
-        if params.n != 1:
-            raise NotYetAvailableError(
-                f"n={params.n} is not available yet; submit the prompt {params.n} times (it is computed once)"
-            )
         for name in ("stop_token_ids", "logit_bias"):
             tokens = list(getattr(params, name) or ())
             if tokens:
@@ -151,6 +200,13 @@ class Intake:
         if params.seed is None and params.temperature > 0.0:
             return replace(params, seed=self.seeds.draw())
         return params
+
+    def _seeded(self, params: SamplingParams, index: int) -> SamplingParams:
+        """The parameters of one of ``n`` completions: each draws noise of its own, the first as if it were alone."""
+        if not index or params.seed is None:
+            return params
+        digest = hashlib.blake2b(f"{params.seed}/{index}".encode(), digest_size=8).digest()
+        return replace(params, seed=int.from_bytes(digest, "big") >> (64 - SEED_BITS))
 
     def _check_ids(self, argument: str, ids: Sequence[int]) -> None:
         if not ids:
@@ -213,6 +269,14 @@ def _checked_sequence(prompt: Sequence[int]) -> Sequence[int]:
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise InvalidArgumentError("prompt", type(prompt).__name__, "a str, or a sequence of token ids")
     return prompt
+
+
+def _checked_heal(heal: str) -> str:
+    if not isinstance(heal, str):
+        raise InvalidArgumentError("heal", type(heal).__name__, "the text that the prompt ended in, as str")
+    if len(heal) > _LONGEST_HEAL:
+        raise InvalidArgumentError("heal", f"{len(heal)} characters", f"at most {_LONGEST_HEAL}, the text of a token or two")
+    return heal
 
 
 def _check_routing(namespace: str | None, priority: int, hints: Hints) -> None:

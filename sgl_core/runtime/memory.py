@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sgl_core.runtime.allocator import SlotAllocator
+from sgl_core.runtime.prompt_scores import PromptScores
 from sgl_core.runtime.radix_cache import RadixCache, TreeNode
 from sgl_core.runtime.request import PinOrder, Request
+from sgl_core.types import TokenLogprob
 
 __all__ = ["KVMemory", "Pin", "PrefixWatcher"]
 
@@ -70,6 +72,7 @@ class KVMemory:
         self.pins: dict[int, Pin] = {}
         self.evicted_tokens = 0
         """Tokens whose KV was dropped to make room, in all."""
+        self._scores = PromptScores(allocator.num_slots)
         self._watcher = watcher
         self._max_levels = max_levels
         self._pin_ids = itertools.count(1)
@@ -96,12 +99,37 @@ class KVMemory:
         """
         if not request.use_tree:
             return ()
+        request.logprobs += self._known_scores(request)
         match = self.tree.match_prefix(
-            request.ids, namespace=request.namespace, limit=request.match_limit, max_levels=self._max_levels
+            request.ids, namespace=request.namespace, limit=self._match_limit(request), max_levels=self._max_levels
         )
         self.tree.inc_lock_ref(match.node)
         request.slots, request.node, request.tree_len = match.slots, match.node, len(match.slots)
         return match.continuations
+
+    def _match_limit(self, request: Request) -> int:
+        """Prefix tokens that a request may take from the cache.
+
+        Where it wants the prompt's log-probabilities, it must run the token before the first one that nobody has computed.
+        """
+        if not request.is_scoring_prompt:
+            return request.match_limit
+        known = request.logprobs_from + len(request.logprobs) + len(self._known_scores(request))
+        return request.match_limit if known >= request.submitted_len else min(request.match_limit, known - 1)
+
+    def _known_scores(self, request: Request) -> list[TokenLogprob]:
+        """Log-probabilities of the prompt's next tokens that were computed for others."""
+        if not request.is_scoring_prompt:
+            return []
+        known = request.logprobs_from + len(request.logprobs)
+        slots = self.tree.peek_slots(request.ids[: request.submitted_len], namespace=request.namespace)
+        return self._scores.known(request.ids[known : len(slots)], slots[known:])
+
+    def keep_prompt_scores(self, request: Request) -> None:
+        """Keep a prompt's log-probabilities beside the slots that the tree has for it."""
+        if request.use_tree and request.params.prompt_logprobs:
+            slots = self.tree.peek_slots(request.ids[: request.submitted_len], namespace=request.namespace)[1:]
+            self._scores.note(slots, request.logprobs[: len(slots)])
 
     def make_room(self, num_slots: int) -> None:
         """Evict until so many slots are free, if that many can be; prefixes that a waiting request shares go last."""
@@ -117,7 +145,9 @@ class KVMemory:
         """
         wanted = end - len(request.slots)
         self.make_room(wanted)
-        request.slots.extend(self.allocator.allocate(wanted))
+        fresh = self.allocator.allocate(wanted)
+        self._scores.forget(fresh)
+        request.slots.extend(fresh)
         if publish:
             self.publish(request, min(end, request.prompt_len))
 
@@ -143,7 +173,7 @@ class KVMemory:
         matched = unlocked = 0
         if request.use_tree:
             matched, unlocked = self.tree.peek_match(
-                request.ids, namespace=request.namespace, limit=request.match_limit, max_levels=self._max_levels
+                request.ids, namespace=request.namespace, limit=self._match_limit(request), max_levels=self._max_levels
             )
         return wanted - matched <= self.available - unlocked - promised
 
@@ -161,7 +191,7 @@ class KVMemory:
         """Take everything back: with ``keep`` the computed tokens go to the tree, the rest to the allocator."""
         kept = request.tree_len
         try:
-            if request.use_tree and keep and request.computed_len > kept:
+            if request.use_tree and keep and min(request.computed_len, request.cacheable_len) > kept:
                 kept = self._keep_computed(request)
         finally:
             self.allocator.free(request.slots[kept:])
@@ -173,7 +203,7 @@ class KVMemory:
             self._free_evicted(self.tree.evict_over_quota(request.namespace))
 
     def _keep_computed(self, request: Request) -> int:
-        done, kept = request.computed_len, request.tree_len
+        done, kept = min(request.computed_len, request.cacheable_len), request.tree_len
         ids = request.ids[:done]
         inserted = self.tree.insert(ids, request.slots[:done], namespace=request.namespace)
         self.allocator.free(request.slots[kept : max(kept, inserted.present_len)])

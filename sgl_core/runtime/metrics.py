@@ -31,7 +31,7 @@ class Counters:
 
     def attached(self, request: Request) -> None:
         """A request was admitted with ``attached_len`` tokens at hand."""
-        cached = min(request.attached_len, request.shared_prompt_len) - request.covered_len
+        cached = min(request.attached_len, request.prompt_len) - request.covered_len
         if cached > 0 and _owns_prompt(request):
             self.prompt_tokens += cached
             self.cached_tokens += cached
@@ -39,18 +39,20 @@ class Counters:
 
     def ran(self, request: Request, start: int, end: int) -> None:
         """Tokens ``start:end`` of a request went through the model."""
-        first = max(start, request.covered_len)
+        first = end if request.is_replay else max(start, request.covered_len)
         self.recomputed_tokens += min(end, first) - start
         request.covered_len = max(request.covered_len, end)
-        prompt = max(0, min(end, request.shared_prompt_len) - first)
+        prompt = max(0, min(end, request.prompt_len) - first)
         rest = max(0, end - first) - prompt
         if request.kind is Kind.PREFETCH:
             self.prefetched_tokens += prompt
         elif _owns_prompt(request):
             self.prompt_tokens += prompt
             self.prefilled_tokens += prompt
-        else:  # a continuation that is not the first: its prompt's last token gives the logits of what it scores
-            again = max(0, min(end, request.shared_prompt_len - 1) - first)
+        elif (
+            request.group is not None
+        ):  # not the first of a scoring: its prompt's last token gives the logits of what it scores
+            again = max(0, min(end, request.prompt_len - 1) - first)
             self.recomputed_tokens += again
             self.scored_tokens += prompt - again
         if request.kind is Kind.SCORE:
@@ -58,12 +60,27 @@ class Counters:
         if request.kind is Kind.PREFETCH or _owns_prompt(request):
             request.prefilled_len += prompt
 
+    def put_out(self, request: Request, *, forced: bool) -> None:
+        """A request got a token: drawn, or forced by its grammar; a replay's are counted when they run."""
+        if request.is_replay:
+            return
+        if forced:
+            self.jumped_tokens += 1
+        else:
+            self.generated_tokens += 1
+
+    def followed(self, request: Request) -> None:
+        """A request starts from the logits that another one computed for the same prompt."""
+        self.prompt_tokens += request.prompt_len
+        self.cached_tokens += request.prompt_len
+        request.covered_len = request.prompt_len
+
 
 def _owns_prompt(request: Request) -> bool:
     """Whether its prompt is accounted for as such: a prefetch's is not, and that of a scoring once."""
     if request.group is not None:
         return request.group.leader is request
-    return request.kind is Kind.GENERATE
+    return request.kind is Kind.GENERATE and not request.is_replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +121,10 @@ class EngineStats:
             counts once.
         cached_tokens: of these, not computed because their KV was there, or came from a batch mate.
         prefilled_tokens: of these, run through the model: ``prompt_tokens == cached_tokens + prefilled_tokens``.
-        generated_tokens: tokens sampled.
-        recomputed_tokens: run again after a retraction, or for another continuation of a scoring after eviction.
+        generated_tokens: tokens sampled. ``jumped_tokens``: put out without sampling, because a grammar forced them.
+        recomputed_tokens: run again after a retraction, for another part of a scoring after eviction, or by ``verify``.
         prefetched_tokens: run for ``prefetch``.
         scored_tokens: run for choices and continuations, beyond their shared prompt.
-        jumped_tokens: forced by a grammar, not sampled.
         evicted_tokens: tokens whose KV was dropped to make room.
         num_steps: forward passes.
         num_finished: requests that ended with a result; ``num_aborted`` of them by abort; ``num_failed``: with an error.
@@ -148,9 +164,8 @@ class EngineStats:
     @property
     def total_computed_tokens(self) -> int:
         """Everything that went through the model."""
-        return (
-            self.prefilled_tokens + self.recomputed_tokens + self.prefetched_tokens + self.scored_tokens + self.generated_tokens
-        )
+        prompts = self.prefilled_tokens + self.prefetched_tokens + self.scored_tokens
+        return prompts + self.recomputed_tokens + self.jumped_tokens + self.generated_tokens
 
     @property
     def cache_hit_rate(self) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sgl_core.runtime.constraint import Verdict
 from sgl_core.runtime.request import Request
-from sgl_core.types import FinishReason
+from sgl_core.types import FinishReason, TokenLogprob
 
-__all__ = ["Finished", "Progress", "SharedPrefix", "StepPlan", "StepResult", "Work"]
+__all__ = ["Finished", "Progress", "Sample", "SharedPrefix", "StepPlan", "StepResult", "Work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Work:
         end: behind the last token to run. A decode is ``end == start + 1``.
         table_start: the row's slot table must be updated from here: to ``request.slots[table_start:end]``.
         shared_len: leading tokens that lie in ``StepPlan.shared`` runs.
-        sample: the logits of ``end - 1`` give the next token.
+        logit_start: the logits of ``logit_start:end`` are needed.
+        sample: those of ``end - 1`` give the next token, of the request and of its followers.
     """
 
     request: Request
@@ -28,6 +30,7 @@ class Work:
     end: int
     table_start: int
     shared_len: int
+    logit_start: int
     sample: bool
 
 
@@ -58,17 +61,36 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """A request's next token.
+
+    Args:
+        token: what was drawn; None with ``error``.
+        verdict: of the request's constraint on it, if it has one.
+        logprob: of the token that is put out first, if the request wants it.
+        gap: how far the second best choice was, if the request wants it.
+        error: why this request, and no other, cannot go on.
+    """
+
+    token: int | None
+    verdict: Verdict | None = None
+    logprob: TokenLogprob | None = None
+    gap: float | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What the runner found, one entry per work.
 
     Args:
-        tokens: the sampled token, or None where none was asked for or the row failed.
-        logprobs: SCORE: natural-log probabilities of the scored tokens that this work's logits tell; else empty.
-        errors: a row's own failure (NaN logits, no allowed token), else None.
+        samples: where ``Work.sample``: the request's, then one for each of its followers; else empty.
+        scored: log-probabilities of ``Request.targets`` of the rows ``logit_start:end``, in order.
+        errors: why a row's logits mean nothing (NaN, no allowed token), so that its KV is not to be trusted; else None.
     """
 
-    tokens: tuple[int | None, ...]
-    logprobs: tuple[tuple[float, ...], ...]
+    samples: tuple[tuple[Sample, ...], ...]
+    scored: tuple[tuple[TokenLogprob, ...], ...]
     errors: tuple[Exception | None, ...]
 
 

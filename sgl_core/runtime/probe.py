@@ -6,7 +6,6 @@ claims support *and* its packed, cached logits agree with its own eager full for
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -98,9 +97,8 @@ def _packed_forward(model: Any, shapes: list[LayerShape], sequences: list[list[i
     ]
     parts: dict[int, list[torch.Tensor]] = {first.row: [], second.row: []}
     for phase in phases:
-        works = tuple(Work(r, start, end, start, 0, sample=False) for r, start, end in phase)
+        works = tuple(Work(r, start, end, start, 0, logit_start=start, sample=False) for r, start, end in phase)
         batch = build_batch(StepPlan(works, ()), table, dtype=model.dtype)
-        batch = replace(batch, logit_rows=torch.arange(sum(batch.q_lens), device=model.device))
         logits = runner.forward(batch).float()
         for work, part in zip(works, torch.split(logits, list(batch.q_lens)), strict=True):
             parts[work.request.row].append(part)

@@ -177,6 +177,12 @@ class RadixCache:
         unlocked = sum(len(node.key) for node in whole if not node.lock_ref)
         return descent.matched_len, unlocked + (0 if last.lock_ref else descent.shared_in_last)
 
+    def peek_slots(self, ids: Sequence[int], *, namespace: str | None = None) -> list[int]:
+        """Slots of the prefix that ``match_prefix`` would find; changes nothing."""
+        descent = self._tree.descend(tuple(ids), namespace)
+        whole = [slot for node in descent.path for slot in node.slots]
+        return whole[: descent.matched_len]
+
     def locate(self, ids: Sequence[int], *, namespace: str | None = None) -> TreeNode | None:
         """The node that ends exactly ``ids``, made by a split if need be; None if they are not cached whole.
 

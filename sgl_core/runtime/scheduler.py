@@ -27,10 +27,11 @@ from sgl_core.runtime.allocator import SlotAllocator
 from sgl_core.runtime.growth import GrowthEstimate
 from sgl_core.runtime.memory import KVMemory
 from sgl_core.runtime.metrics import CacheMiss, Counters, EngineStats
-from sgl_core.runtime.plan import Finished, Progress, StepPlan, StepResult, Work
+from sgl_core.runtime.plan import Finished, Progress, Sample, StepPlan, StepResult, Work
 from sgl_core.runtime.radix_cache import RadixCache
-from sgl_core.runtime.request import Kind, Request, State
+from sgl_core.runtime.request import LONGEST_JUMP, Kind, Request, State
 from sgl_core.runtime.sharing import find_shared_prefixes
+from sgl_core.runtime.taking import take
 from sgl_core.runtime.waiting import WaitingQueue
 from sgl_core.types import FinishReason
 
@@ -39,6 +40,8 @@ __all__ = ["Scheduler", "SchedulerOptions"]
 _log = logging.getLogger(__name__)
 
 _REPORTED_MISSES = 16
+_MOST_LOGIT_ROWS = 256
+"""Of one request in one step: the logits of a row are as large as the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,17 @@ class _Span:
 
 def _next_span(request: Request, budget: int, *, table_start: int) -> _Span:
     """The tokens that a request runs next, at most ``budget`` of them."""
-    end = min(request.target_len, request.computed_len + budget)
-    return _Span(request, request.computed_len, end, table_start)
+    start = request.computed_len
+    end = min(len(request.ids), start + budget)
+    end = min(end, request.logit_start(start, end, sample=False) + _MOST_LOGIT_ROWS)
+    return _Span(request, start, end, table_start)
+
+
+def _work(span: _Span, shared_len: int) -> Work:
+    request = span.request
+    sample = span.end == len(request.ids) and request.kind is Kind.GENERATE
+    logit_start = request.logit_start(span.start, span.end, sample=sample)
+    return Work(request, span.start, span.end, span.table_start, shared_len, logit_start, sample)
 
 
 class Scheduler:
@@ -125,11 +137,11 @@ class Scheduler:
         return not self._waiting and not self._running and not self._ended
 
     # ---- the queue ---------------------------------------------------------------------------------------------------
-    def add(self, request: Request) -> None:
-        """Queue a request. It must fit the pool on its own (the engine checks that at submit)."""
+    def add(self, request: Request, *, at_once: bool = False) -> None:
+        """Queue a request; ``at_once``: before all others. It must fit the pool on its own (the engine checks that)."""
         request.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting.add(request)
+        self._waiting.add(request, at_once=at_once)
 
     def abort(self, request_id: str) -> Finished | None:
         """End a request with what it has; None if it is not here any more."""
@@ -209,17 +221,7 @@ class Scheduler:
         self.counters.num_steps += 1
         ends = [(span.request.node if self._options.cascade else None, span.start) for span in spans]
         shared, covered = find_shared_prefixes(ends)
-        works = tuple(
-            Work(
-                span.request,
-                span.start,
-                span.end,
-                span.table_start,
-                shared_len,
-                sample=span.end == span.request.target_len and span.request.kind is Kind.GENERATE,
-            )
-            for span, shared_len in zip(spans, covered, strict=True)
-        )
+        works = tuple(_work(span, shared_len) for span, shared_len in zip(spans, covered, strict=True))
         return StepPlan(works, shared)
 
     def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Progress | Finished]:
@@ -236,9 +238,9 @@ class Scheduler:
                 continue
             if not self._options.in_flight_sharing:
                 self._publish_computed(request)
-            request.logprobs.extend(result.logprobs[index])
-            if work.end == request.target_len:
-                events.extend(self._complete(request, result.tokens[index], now))
+            request.logprobs.extend(result.scored[index])
+            if work.end == len(request.ids):
+                events.extend(self._complete(request, result.samples[index], now))
             if request.id in self._suspects and work.end >= self._suspects[request.id][1]:
                 del self._suspects[request.id]
                 self._retract(request)  # it has stood the test; the others need the room for theirs
@@ -291,7 +293,7 @@ class Scheduler:
         lower = [] if top is None else [r for r in self._running.values() if r.priority < top]
         if not lower or (request := self._waiting.best()) is None:
             return
-        unrun = sum(r.target_len - r.computed_len for r in self._running.values() if r.is_prefilling and r not in lower)
+        unrun = sum(len(r.ids) - r.computed_len for r in self._running.values() if r.is_prefilling and r not in lower)
         others = self._promised() - sum(map(self._growth.expected_slots, lower))
         gained = sum(len(r.slots) for r in lower)  # at most, as they may share some
         if unrun >= self._chunk_tokens or not self._fits(request, others - gained):
@@ -318,7 +320,7 @@ class Scheduler:
             if request.is_prefilling:
                 prefills.append(request)
             else:
-                spans.append(_Span(request, request.computed_len, request.target_len, request.computed_len))
+                spans.append(_next_span(request, LONGEST_JUMP, table_start=request.computed_len))
         for request in prefills:
             if budget > 0:
                 span = _next_span(request, budget, table_start=request.computed_len)
@@ -343,7 +345,8 @@ class Scheduler:
         self._release(request, keep=True)
         request.state = State.WAITING
         request.computed_len = 0
-        request.logprobs.clear()
+        if request.branches is not None:
+            request.logprobs.clear()  # its nodes run again
         self._waiting.add(request, at_once=True)
 
     # ---- admission ---------------------------------------------------------------------------------------------------
@@ -407,31 +410,39 @@ class Scheduler:
         """Remember where a prompt left the cache; of a scoring's requests the first speaks for all."""
         cached = request.attached_len
         if request.use_tree and cached < request.match_limit and (request.group is None or request.group.leader is request):
-            miss = CacheMiss(request.id, request.shared_prompt_len, cached, request.ids[cached], continuations)
+            miss = CacheMiss(request.id, request.prompt_len, cached, request.ids[cached], continuations)
             self._misses.append(miss)
 
     # ---- ends --------------------------------------------------------------------------------------------------------
-    def _complete(self, request: Request, token: int | None, now: float) -> list[Progress | Finished]:
-        """All tokens of a request have run; ``token`` is the next one of a generation."""
-        if token is None:
+    def _complete(self, request: Request, samples: tuple[Sample, ...], now: float) -> list[Progress | Finished]:
+        """All tokens of a request have run; the samples are its next token and the first of each follower."""
+        if not samples:
             return [self._finish(request, FinishReason.STOP)]
-        self.counters.generated_tokens += 1
-        if not request.num_generated:
-            request.first_token_at = now
-        request.ids.append(token)
-        if token in request.stop_ids:
-            return [self._finish(request, FinishReason.STOP, matched_stop=token)]
-        assert request.sink is not None, "a request that samples has a sink"
-        try:
-            text = request.sink.push(token)
-        except Exception as error:  # one request's text must not end the others
-            return [self._finish(request, None, error=error)]
-        events: list[Progress | Finished] = [Progress(request, token, text)]
-        if request.sink.matched_stop is not None:
-            events.append(self._finish(request, FinishReason.STOP, matched_stop=request.sink.matched_stop))
-        elif request.num_generated >= request.max_new_tokens:
-            events.append(self._finish(request, FinishReason.LENGTH))
+        self.memory.keep_prompt_scores(request)
+        followers, request.followers = request.followers, []
+        events = []
+        for follower, sample in zip([request, *followers], samples, strict=True):
+            if follower is not request:
+                self._follow(follower, request)
+            events += self._take(follower, sample, now)
         return events
+
+    def _follow(self, follower: Request, leader: Request) -> None:
+        """Queue a request whose first token comes from another one's logits; it finds its prompt cached."""
+        follower.admitted_at = leader.admitted_at
+        follower.found_len = follower.prompt_len
+        follower.logprobs = leader.logprobs[: follower.submitted_len - follower.logprobs_from]
+        self.counters.followed(follower)
+        self.add(follower, at_once=True)
+
+    def _take(self, request: Request, sample: Sample, now: float) -> list[Progress | Finished]:
+        if not request.first_token_at:
+            request.first_token_at = now
+        taken = take(request, sample, self.counters)
+        end = taken.end
+        if end is None:
+            return [*taken.progress]
+        return [*taken.progress, self._finish(request, end.reason, matched_stop=end.matched_stop, error=end.error)]
 
     def _end_unscheduled(self, request: Request, cause: Exception) -> None:
         error = EngineStepError(f"this request could not be given slots: {type(cause).__name__}: {cause}")
@@ -459,13 +470,21 @@ class Scheduler:
         else:
             self._waiting.remove(request)
         request.state = State.FINISHED
+        followers, request.followers = request.followers, []
+        for follower in followers:  # those that never got a token share its fate
+            follower.state = State.FINISHED
+            self._count_end(follower, error)
+            self._ended.append(Finished(follower, reason, matched_stop, error))
         if reason in (FinishReason.STOP, FinishReason.LENGTH) and request.kind is Kind.GENERATE:
             self._growth.ended(request)
-        if error is None:
-            self.counters.num_finished += 1
-        else:
-            self.counters.num_failed += 1
+        self._count_end(request, error)
         return Finished(request, reason, matched_stop, error)
+
+    def _count_end(self, request: Request, error: Exception | None) -> None:
+        if error is not None:
+            self.counters.num_failed += 1
+        elif not request.is_replay:
+            self.counters.num_finished += 1
 
     def _release(self, request: Request, *, keep: bool) -> None:
         self._free_rows.append(request.row)

@@ -24,6 +24,7 @@ from sgl_core.runtime.model_source import resolve_model
 from sgl_core.runtime.packing import pack_linears
 from sgl_core.runtime.probe import probe_model
 from sgl_core.runtime.scheduler import Scheduler, SchedulerOptions
+from sgl_core.runtime.tiling import agreeing_tile_sizes
 
 __all__ = ["ModelFacts", "assemble", "load"]
 
@@ -94,7 +95,13 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> tuple[Machine, ModelF
     num_slots = _num_slots(config, shapes, model.dtype, device, loaded.context_tokens)
     pool = KVPool(shapes, num_slots, dtype=model.dtype, device=device)
     context = min(loaded.context_tokens, num_slots + 1)
-    runner = ModelRunner(model, pool, max_running=config.max_running, context_tokens=context)
+    runner = ModelRunner(
+        model,
+        pool,
+        max_running=config.max_running,
+        context_tokens=context,
+        tile_sizes=agreeing_tile_sizes(model, context) if config.deterministic else (),
+    )
     scheduler = Scheduler(
         num_slots,
         max_running=config.max_running,
@@ -102,7 +109,7 @@ def assemble(loaded: LoadedModel, config: EngineConfig) -> tuple[Machine, ModelF
         policy=config.policy,
         options=SchedulerOptions(
             in_flight_sharing=config.in_flight_sharing,
-            cascade=config.cascade,
+            cascade=config.cascade and not config.deterministic,
             cache_levels=config.cache_levels,
             namespace_quota_tokens=config.namespace_quota_tokens,
             seed=config.seed or 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from sgl_core.errors import RequestAborted
@@ -20,7 +21,7 @@ from sgl_core.types import (
     Usage,
 )
 
-__all__ = ["GenTicket", "PrefetchTicket", "ScoreTicket", "Ticket"]
+__all__ = ["Completions", "GenReceiver", "GenTicket", "PrefetchTicket", "ScoreTicket", "Ticket"]
 
 
 class Ticket(Protocol):
@@ -36,56 +37,132 @@ class Ticket(Protocol):
         """The engine cannot go on with it."""
 
 
-class GenTicket:
-    """A generation."""
+class GenReceiver(Protocol):
+    """Where a generation is handed in: a handle, or what stands before one."""
 
-    def __init__(self, handle: RequestHandle[GenResult], decoder: StreamDecoder) -> None:
-        self._handle = handle
+    def push(self, delta: GenDelta) -> None:
+        """Stream a delta."""
+
+    def finish(self, result: GenResult) -> None:
+        """It has ended."""
+
+    def fail(self, error: BaseException) -> None:
+        """It cannot go on."""
+
+
+class GenTicket:
+    """A generation.
+
+    Args:
+        index: which of several completions of one prompt it is.
+    """
+
+    def __init__(self, receiver: GenReceiver, decoder: StreamDecoder, index: int = 0) -> None:
+        self._receiver = receiver
         self._decoder = decoder
+        self._index = index
 
     def progress(self, event: Progress) -> None:
         """Stream the token."""
-        self._handle.push(GenDelta(event.text, (event.token_id,)))
+        self._receiver.push(GenDelta(event.text, (event.token_id,), self._index))
 
     def finished(self, event: Finished, now: float) -> None:
-        """Flush held text, then end the handle."""
+        """Flush held text, then hand the result over."""
         if event.reason is None:
             assert event.error is not None, "a request without a reason has an error"
-            self._handle.fail(event.error)
+            self._receiver.fail(event.error)
             return
         try:
             held = self._decoder.finish()
-            result = self._result(event, event.reason, now)
+            result = _gen_result(event, event.reason, self._decoder, now)
         except Exception as error:  # one request's text must not end the engine
-            self._handle.fail(error)
+            self._receiver.fail(error)
             return
         if held:
-            self._handle.push(GenDelta(held, ()))
-        self._handle.finish(result)
+            self._receiver.push(GenDelta(held, (), self._index))
+        self._receiver.finish(result)
 
     def fail(self, error: Exception) -> None:
         """End with an error."""
+        self._receiver.fail(error)
+
+
+def _gen_result(event: Finished, reason: FinishReason, decoder: StreamDecoder, now: float) -> GenResult:
+    """The result of a generation that has ended, its decoder's text flushed."""
+    request = event.request
+    params, num_healed = request.params, request.prompt_len - request.submitted_len
+    ids = request.ids[request.submitted_len :]
+    if isinstance(event.matched_stop, int):
+        ids = ids[:-1]
+    kept = ids[: decoder.kept_tokens]
+    num_prompt = max(0, request.submitted_len - request.logprobs_from)
+    output_scores = request.logprobs[num_prompt + num_healed :]
+    return GenResult(
+        text=decoder.text,
+        token_ids=tuple(kept[num_healed:]),
+        finish_reason=reason,
+        usage=Usage(request.prompt_len, request.cached_len, request.num_generated),
+        matched_stop=event.matched_stop,
+        text_behind_ids=decoder.text_behind_ids,
+        seed=params.seed if params.temperature > 0 else None,
+        logprobs=None if params.logprobs is None else tuple(output_scores[: max(0, len(kept) - num_healed)]),
+        prompt_logprobs=(None, *request.logprobs[:num_prompt]) if params.prompt_logprobs else None,
+        healed_ids=tuple(kept[:num_healed]),
+        grammar_cut=request.cut,
+        timings=_timings(request, now),
+    )
+
+
+class Completions:
+    """Collects ``n`` completions of one prompt for one handle.
+
+    Args:
+        handle: of all; a failure of one aborts the others through it.
+        num: how many.
+    """
+
+    def __init__(self, handle: RequestHandle[list[GenResult]], num: int) -> None:
+        self._handle = handle
+        self._results: list[GenResult | None] = [None] * num
+
+    def part(self, index: int) -> GenReceiver:
+        """Where one of them is handed in."""
+        return _Part(self, index)
+
+    def push(self, delta: GenDelta) -> None:
+        """Stream a delta of any of them."""
+        self._handle.push(delta)
+
+    def put(self, index: int, result: GenResult) -> None:
+        """One has ended; the last one ends the handle."""
+        self._results[index] = result
+        done = [r for r in self._results if r is not None]
+        if len(done) == len(self._results):
+            self._handle.finish(done)
+
+    def fail(self, error: BaseException) -> None:
+        """One has failed: the others' results would be for nobody."""
+        self._handle.abort()
         self._handle.fail(error)
 
-    def _result(self, event: Finished, reason: FinishReason, now: float) -> GenResult:
-        request, decoder = event.request, self._decoder
-        ids = tuple(request.output_ids())
-        if isinstance(event.matched_stop, int):
-            ids = ids[:-1]
-        return GenResult(
-            text=decoder.text,
-            token_ids=ids[: decoder.kept_tokens],
-            finish_reason=reason,
-            usage=Usage(request.prompt_len, request.cached_len, request.num_generated),
-            matched_stop=event.matched_stop,
-            text_behind_ids=decoder.text_behind_ids,
-            seed=request.params.seed if request.params.temperature > 0 else None,
-            timings=_timings(request, now),
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    whole: Completions
+    index: int
+
+    def push(self, delta: GenDelta) -> None:
+        self.whole.push(delta)
+
+    def finish(self, result: GenResult) -> None:
+        self.whole.put(self.index, result)
+
+    def fail(self, error: BaseException) -> None:
+        self.whole.fail(error)
 
 
 class ScoreTicket:
-    """A scoring: one request a continuation, one handle for all.
+    """A scoring: one request a trie of continuations, one handle for all.
 
     Args:
         prompt_len: tokens of the shared prompt.
@@ -121,12 +198,23 @@ class ScoreTicket:
             assert group is not None, "scored requests have a group"
             assert group.leader is not None, "the first of them was admitted"
             usage = Usage(self._prompt_len, group.leader.cached_len, 0)
-            scores = tuple(tuple(r.logprobs) for r in self._requests)
+            scores = _scores_by_choice(self._requests)
             self._handle.finish(ScoreResult(scores, usage, _timings(self._requests[0], now)))
 
     def fail(self, error: Exception) -> None:
         """End with an error."""
         self._handle.fail(error)
+
+
+def _scores_by_choice(requests: list[Request]) -> tuple[tuple[float, ...], ...]:
+    """Log-probabilities of each continuation's tokens, read off the tries."""
+    scores: dict[int, tuple[float, ...]] = {}
+    for request in requests:
+        trie = request.branches
+        assert trie is not None, "a scoring has tries"
+        for index, places in zip(trie.continuations, trie.places, strict=True):
+            scores[index] = tuple(request.logprobs[place].logprob for place in places)
+    return tuple(scores[index] for index in range(len(scores)))
 
 
 class PrefetchTicket:

@@ -13,7 +13,7 @@ import pytest
 
 from sgl_core.handle import RequestHandle
 from sgl_core.runtime.engine import Engine
-from sgl_core.runtime.request import Kind, ScoreGroup, State
+from sgl_core.runtime.request import Kind, State
 from sgl_core.runtime.scheduler import SchedulerOptions
 from sgl_core.testing.simulation import Simulation, tokens
 from sgl_core.types import FinishReason, GenResult, SamplingParams
@@ -81,10 +81,7 @@ def crowd(sim: Simulation) -> None:
 
 
 def scoring(sim: Simulation) -> None:
-    group = ScoreGroup()
-    for i in range(3):
-        ids = [*tokens(20), *tokens(6, seed=i + 1)]
-        sim.submit(ids, new=0, kind=Kind.SCORE, sink=None, score_from=20, group=group)
+    sim.score(tokens(20), [tokens(6, seed=i + 1) for i in range(3)], max_nodes=10)
     sim.submit([*tokens(20), 1], new=3)
 
 

@@ -26,7 +26,8 @@ def request(row: int, slots: list[int]) -> Request:
 
 
 def work(owner: Request, start: int, *, table_start: int = 0, shared_len: int = 0) -> Work:
-    return Work(owner, start, len(owner.ids), table_start, shared_len, sample=True)
+    end = len(owner.ids)
+    return Work(owner, start, end, table_start, shared_len, logit_start=end - 1, sample=True)
 
 
 def build(*works: Work, shared: tuple[SharedPrefix, ...] = (), table: SlotTable | None = None) -> Batch:

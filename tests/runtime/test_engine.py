@@ -24,7 +24,6 @@ from sgl_core.errors import (
     EngineStepError,
     InvalidArgumentError,
     ModelNotFoundError,
-    NotYetAvailableError,
     PoolExhaustedError,
     QueueFull,
     UnknownOptionError,
@@ -161,24 +160,6 @@ def test_a_prefetched_prompt_is_cached_for_the_next(engine: Engine) -> None:
     assert engine.submit([*ids, 1], GO_ON).result(WAIT_S).usage.cached_tokens == 0
 
 
-@pytest.mark.parametrize(
-    ("params", "argument"),
-    [
-        ({"regex": "a+"}, "regex"),
-        ({"json_schema": {}}, "json_schema"),
-        ({"grammar": "start: x"}, "grammar"),
-        ({"choices": ("a",)}, "choices"),
-        ({"stop_regex": "a"}, "stop_regex"),
-        ({"logprobs": 2}, "logprobs"),
-        ({"prompt_logprobs": True}, "prompt_logprobs"),
-        ({"n": 2}, "n=2"),
-    ],
-)
-def test_what_is_not_there_yet_says_so_by_name(engine: Engine, params: dict[str, Any], argument: str) -> None:
-    with pytest.raises(NotYetAvailableError, match=argument):
-        engine.submit("x", SamplingParams(**params))
-
-
 def test_bad_arguments_name_the_cure_and_others_finish(engine: Engine) -> None:
     flying = [engine.submit(f"in flight {i}", GO_ON) for i in range(4)]
     vocab = engine.facts.vocab_size
@@ -226,8 +207,6 @@ def test_unknown_options_and_models_name_the_nearest(tiny_llama: Path) -> None:
         Engine("./no-such-folder")
     with pytest.raises(InvalidArgumentError, match=r"cache_tokens.*at most"):
         Engine(str(tiny_llama), cache_tokens=10**12)
-    with pytest.raises(NotYetAvailableError, match="deterministic"):
-        Engine(str(tiny_llama), deterministic=True)
 
 
 def test_an_aborted_request_keeps_what_it_has(engine: Engine) -> None:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sgl_core.errors import EngineStepError, SglError
-from sgl_core.runtime import model_runner
+from sgl_core.runtime import model_runner, reading
 from sgl_core.runtime.detokenizer import StreamDecoder
 from sgl_core.runtime.engine import Engine
 from sgl_core.runtime.plan import Finished, StepPlan, StepResult
-from sgl_core.runtime.request import Kind, Request, ScoreGroup
+from sgl_core.runtime.request import Request
 from sgl_core.runtime.scheduler import SchedulerOptions
 from sgl_core.testing.faults import FaultPoint, PlantedFault, fail_each_call
 from sgl_core.testing.simulation import Simulation, TextSink, tokens
@@ -55,10 +55,7 @@ def fan_out(sim: Simulation) -> None:
     prefix = tokens(30)
     for i in range(4):
         sim.submit([*prefix, *tokens(3, seed=i + 1)], new=4, hints=Hints("p", siblings=3 - i, shared_len=30))
-    group = ScoreGroup()
-    for i in range(2):
-        ids = [*prefix, *tokens(4, seed=7 + i)]
-        sim.submit(ids, new=0, kind=Kind.SCORE, sink=None, score_from=30, group=group)
+    sim.score(prefix, [tokens(4, seed=7 + i) for i in range(2)], max_nodes=3)
     sim.drain()
 
 
@@ -187,7 +184,7 @@ ENGINE_POINTS: dict[str, tuple[object, str, Exception | None]] = {
     "a step runs": (model_runner.ModelRunner, "run", None),
     "a batch is built": (model_runner, "build_batch", MemoryError("planted")),
     "the model computes": (model_runner.ModelRunner, "forward", torch.OutOfMemoryError("planted")),
-    "tokens are sampled": (model_runner, "sample", None),
+    "tokens are sampled": (reading, "sample", None),
     "a token becomes text": (StreamDecoder, "push", None),
 }
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sgl_core.errors import DeadlineExceeded, EngineStepError
+from sgl_core.runtime.choice_trie import build_tries
 from sgl_core.runtime.plan import StepPlan, StepResult
 from sgl_core.runtime.request import Kind, ScoreGroup, State
 from sgl_core.runtime.scheduler import SchedulerOptions
 from sgl_core.runtime.waiting import MAX_OVERTAKEN
-from sgl_core.testing.simulation import VOCAB, Simulation, TextSink, oracle_continuation, tokens
+from sgl_core.testing.simulation import VOCAB, Simulation, TextSink, expected_scores, oracle_continuation, tokens
 from sgl_core.types import FinishReason, Hints
 
 
@@ -227,14 +228,13 @@ def test_programs_take_turns_when_one_floods_the_queue() -> None:
 
 def test_scores_come_from_one_forward_over_the_shared_prompt() -> None:
     sim = Simulation(chunk_tokens=500)
-    prompt, group = tokens(60), ScoreGroup()
     continuations = [[7], [7, 8], [7, 8, 9], [11, 12]]
-    requests = [sim.submit([*prompt, *c], new=0, kind=Kind.SCORE, sink=None, score_from=60, group=group) for c in continuations]
+    (request,) = sim.score(tokens(60), continuations)
     plan = sim.step()
     assert plan is not None
-    assert len(plan.works) == 4
+    assert plan.num_tokens == 60 + 3, "7, 7 8 and 11 are followed by something"
     assert sim.scheduler.is_idle
-    assert [r.logprobs for r in requests] == [[-float(t) for t in c] for c in continuations]
+    assert request.logprobs == expected_scores(request)
     counters = sim.scheduler.counters
     assert (counters.prompt_tokens, counters.cached_tokens, counters.prefilled_tokens) == (60, 0, 60)
     assert plan.num_tokens == counters.prefilled_tokens + counters.scored_tokens
@@ -243,14 +243,9 @@ def test_scores_come_from_one_forward_over_the_shared_prompt() -> None:
 
 def test_scores_in_chunks_are_the_same() -> None:
     sim = Simulation(chunk_tokens=7)
-    group = ScoreGroup()
-    requests = [
-        sim.submit([*tokens(20), *tokens(10, seed=i)], new=0, kind=Kind.SCORE, sink=None, score_from=20, group=group)
-        for i in (1, 2)
-    ]
-    sim.drain()
-    for i, request in zip((1, 2), requests, strict=True):
-        assert request.logprobs == [-float(t) for t in tokens(10, seed=i)]
+    (request,) = sim.score(tokens(20), [tokens(10, seed=1), tokens(10, seed=2), tokens(4, seed=1)])
+    assert sim.drain() == 6, "20 tokens and 18 nodes, seven at a time"
+    assert request.logprobs == expected_scores(request)
 
 
 def test_a_prefetch_makes_the_next_prompt_warm() -> None:
@@ -302,11 +297,7 @@ def test_abort_in_every_state_frees_everything() -> None:
 def test_an_aborted_score_takes_back_what_it_did_not_run() -> None:
     for steps_before in range(6):
         sim = Simulation(chunk_tokens=16)
-        group = ScoreGroup()
-        requests = [
-            sim.submit([*tokens(40), *tokens(9, seed=i)], new=0, kind=Kind.SCORE, sink=None, score_from=40, group=group)
-            for i in (1, 2)
-        ]
+        requests = sim.score(tokens(40), [tokens(9, seed=1), tokens(9, seed=2)], max_nodes=8)
         for _ in range(steps_before):
             sim.step()
         for request in requests:
@@ -442,13 +433,15 @@ def test_without_cascade_no_prefix_is_attended_together() -> None:
 
 def test_a_scoring_that_fills_the_pool_exactly_is_admitted() -> None:
     sim = Simulation(num_slots=50, chunk_tokens=20)
-    ids = tokens(51)  # the last one is scored, not run
-    request = sim.submit(ids, new=0, kind=Kind.SCORE, sink=None, score_from=40, group=ScoreGroup())
+    (request,) = sim.score(tokens(40), [tokens(11, seed=1)])  # the last one is scored, not run
     sim.drain()
-    assert request.logprobs == [-float(t) for t in ids[40:]]
+    assert request.logprobs == expected_scores(request)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_tree": False}, {"kind": Kind.SCORE, "score_from": 20, "sink": None}])
+_CHAIN = build_tries([tuple(tokens(81, seed=9))], 100)[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_tree": False}, {"kind": Kind.SCORE, "branches": _CHAIN, "sink": None}])
 def test_a_request_that_fails_late_is_found_though_its_neighbours_go_on(options: dict[str, object]) -> None:
     class Late(Simulation):
         """The request named bad makes steps raise that run its token 90."""
@@ -459,8 +452,8 @@ def test_a_request_that_fails_late_is_found_though_its_neighbours_go_on(options:
 
     sim = Late(num_slots=2_000, chunk_tokens=32, max_running=4)
     sim.tolerated = (EngineStepError,)
-    new = 0 if "score_from" in options else 4
-    sim.submit(tokens(100, seed=3), new=new, name="bad", **options, **({"group": ScoreGroup()} if not new else {}))
+    new, prompt = (0, tokens(20, seed=3)) if "branches" in options else (4, tokens(100, seed=3))
+    sim.submit(prompt, new=new, name="bad", **options, **({"group": ScoreGroup()} if not new else {}))
     fine = [sim.submit(tokens(10, seed=100 + i), new=200) for i in range(3)]
     for _ in range(60):
         sim.step()

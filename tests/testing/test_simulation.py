@@ -8,10 +8,10 @@ import pytest
 
 from sgl_core.errors import EngineStepError
 from sgl_core.runtime.plan import Finished, Progress
-from sgl_core.runtime.request import Kind, Request, ScoreGroup, State
+from sgl_core.runtime.request import Kind, Request, State
 from sgl_core.testing.perturbation import assertions_of, place_of
 from sgl_core.testing.simulation import VOCAB, Simulation, TextSink, driver, oracle_continuation, tokens
-from sgl_core.types import FinishReason
+from sgl_core.types import FinishReason, SamplingParams
 
 
 def ended() -> Simulation:
@@ -20,7 +20,8 @@ def ended() -> Simulation:
     sim.submit(tokens(12), new=5, name="budget")
     continuation = oracle_continuation(tokens(12), 5, VOCAB)
     sim.submit(tokens(12), new=9, name="stop", stop_ids=frozenset(continuation[-1:]))
-    sim.submit(tokens(15), new=0, name="score", kind=Kind.SCORE, sink=None, score_from=12, group=ScoreGroup())
+    sim.score(tokens(12), [tokens(3, seed=1)], name="score")
+    sim.submit(tokens(9), new=2, name="known", params=SamplingParams(prompt_logprobs=True, logprobs=0))
     sim.drain()
     sim.assert_all_ended_well()
     return sim
@@ -73,7 +74,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         "stop ended, its state says State.WAITING",
     ),
     "slots kept": (lambda sim: sim.requests["stop"].slots.append(1), "stop ended and owns something"),
-    "other scores": (lambda sim: sim.requests["score"].logprobs.pop(), "score has other scores"),
+    "other log-probabilities": (lambda sim: sim.requests["known"].logprobs.pop(), "known has other log-probabilities"),
+    "other scores": (lambda sim: sim.requests["score-0"].logprobs.pop(), "score-0 has other scores"),
     "an early end": (
         lambda sim: setattr(sim.requests["budget"], "max_new_tokens", 6),
         "budget ended before its budget",

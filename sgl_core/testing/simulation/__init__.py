@@ -3,7 +3,17 @@
 ``oracle`` stands for the model, ``driver`` for the engine's thread, ``script`` for what users do. One seed is one run.
 """
 
-from sgl_core.testing.simulation.driver import VOCAB, Simulation, TextSink, tokens
-from sgl_core.testing.simulation.oracle import OracleRunner, oracle_continuation
+from sgl_core.testing.simulation.driver import VOCAB, Simulation, TextSink, expected_scores, tokens
+from sgl_core.testing.simulation.oracle import Forcing, OracleRunner, oracle_continuation, oracle_score
 
-__all__ = ["VOCAB", "OracleRunner", "Simulation", "TextSink", "oracle_continuation", "tokens"]
+__all__ = [
+    "VOCAB",
+    "Forcing",
+    "OracleRunner",
+    "Simulation",
+    "TextSink",
+    "expected_scores",
+    "oracle_continuation",
+    "oracle_score",
+    "tokens",
+]

@@ -12,12 +12,13 @@ from functools import lru_cache
 from typing import Any
 
 from sgl_core.errors import DeadlineExceeded, EngineStepError, NumericsError, PoolExhaustedError
+from sgl_core.runtime.choice_trie import build_tries
 from sgl_core.runtime.plan import Finished, Progress, StepPlan, StepResult
-from sgl_core.runtime.request import Kind, PinOrder, Request, State
+from sgl_core.runtime.request import Kind, PinOrder, Request, ScoreGroup, State
 from sgl_core.runtime.scheduler import Scheduler, SchedulerOptions
 from sgl_core.testing.faults import PlantedFault
-from sgl_core.testing.simulation.oracle import OracleRunner, oracle_continuation
-from sgl_core.types import FinishReason, SamplingParams
+from sgl_core.testing.simulation.oracle import OracleRunner, oracle_continuation, oracle_score
+from sgl_core.types import FinishReason, SamplingParams, TokenLogprob
 
 __all__ = ["VOCAB", "Simulation", "TextSink", "tokens"]
 
@@ -119,11 +120,43 @@ class Simulation:
         fields = {"sink": TextSink(), "kind": Kind.GENERATE, "stop_ids": frozenset(), "params": SamplingParams(), **options}
         request_id = f"r{len(self.requests)}" if name is None else name
         request = Request(id=request_id, ids=list(prompt), max_new_tokens=new, submitted_at=self.now, **fields)
-        assert request.id not in self.requests, f"{request.id} was submitted before"
-        self.requests[request.id], self.streamed[request.id], self._ran[request.id] = request, [], set()
+        for each in (request, *request.followers):
+            assert each.id not in self.requests, f"{each.id} was submitted before"
+            self.requests[each.id], self.streamed[each.id], self._ran[each.id] = each, [], set()
         self.scheduler.add(request)
         self.check()
         return request
+
+    def submit_many(
+        self, prompt: Sequence[int], new: int = 4, *, n: int, name: str | None = None, **options: Any
+    ) -> list[Request]:
+        """Queue ``n`` completions of one prompt: the first with the others as its followers."""
+        first = f"r{len(self.requests)}" if name is None else name
+        fields = {"kind": Kind.GENERATE, "stop_ids": frozenset(), "params": SamplingParams(), **options}
+        followers = [
+            Request(
+                id=f"{first}-{i}", ids=[*prompt], max_new_tokens=new, submitted_at=self.now, **{**fields, "sink": TextSink()}
+            )
+            for i in range(1, n)
+        ]
+        return [self.submit(prompt, new, name=first, followers=list(followers), **options), *followers]
+
+    def score(
+        self,
+        prompt: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        *,
+        max_nodes: int = 1_000,
+        name: str | None = None,
+        **options: Any,
+    ) -> list[Request]:
+        """Queue a scoring; a request for each trie."""
+        first, group = f"r{len(self.requests)}" if name is None else name, ScoreGroup()
+        fields = {"kind": Kind.SCORE, "sink": None, "group": group, **options}
+        return [
+            self.submit(prompt, 0, name=f"{first}-{index}", branches=trie, **fields)
+            for index, trie in enumerate(build_tries([tuple(c) for c in continuations], max_nodes))
+        ]
 
     def step(self, *, raising: bool = False, bad_rows: Sequence[int] = ()) -> StepPlan | None:
         """One turn of the engine's loop.
@@ -273,7 +306,8 @@ class Simulation:
         stats = self.scheduler.stats()
         assert stats.prompt_tokens == stats.cached_tokens + stats.prefilled_tokens, "a prompt token was neither cached nor run"
         writers = [r for r in self.requests.values() if r.num_generated]
-        assert stats.generated_tokens == sum(r.num_generated for r in writers), "a generated token was not counted once"
+        put_out = stats.generated_tokens + stats.jumped_tokens
+        assert put_out == sum(r.num_generated for r in writers), "a generated token was not counted once"
         never_run = sum(p not in self._ran[r.id] for r in writers for p in range(r.prompt_len, len(r.ids)))
         assert self.oracle.computed_tokens == stats.total_computed_tokens - never_run, "a token that ran was not counted once"
 
@@ -289,19 +323,21 @@ class Simulation:
         self.oracle.spoil(plan)
         self.seen["failed steps"] += 1
         if len(plan.works) == 1:
-            self._planted[plan.works[0].request.id] = error
+            request = plan.works[0].request
+            self._planted.update((each.id, error) for each in (request, *request.followers))
         ends = self.scheduler.fail_step(plan, error)
         assert len(ends) == (len(plan.works) == 1), "a failed step ended several, or spared the only suspect"
         self.note(ends)
 
     def _with_bad_rows(self, plan: StepPlan, result: StepResult, bad_rows: Sequence[int]) -> StepResult:
-        tokens_, logprobs, errors = list(result.tokens), list(result.logprobs), list(result.errors)
+        samples, scored, errors = list(result.samples), list(result.scored), list(result.errors)
         for index in {row % len(plan.works) for row in bad_rows}:
             error = NumericsError("the logits were told to be bad")
-            tokens_[index], logprobs[index], errors[index] = None, (), error
-            self._planted[plan.works[index].request.id] = error
+            samples[index], scored[index], errors[index] = (), (), error
+            request = plan.works[index].request
+            self._planted.update((each.id, error) for each in (request, *request.followers))
             self.seen["bad rows"] += 1
-        return StepResult(tuple(tokens_), tuple(logprobs), tuple(errors))
+        return StepResult(tuple(samples), tuple(scored), tuple(errors))
 
     def _is_due(self, end: Finished) -> bool:
         """Whether the error it ended with was planted for it."""
@@ -311,6 +347,16 @@ class Simulation:
         if isinstance(error, self.tolerated) or error is self._planted.get(request.id):
             return True
         return isinstance(request.sink, TextSink) and request.sink.has_failed
+
+
+def expected_scores(request: Request) -> list[TokenLogprob]:
+    """What the oracle thinks of everything that a scoring asks for, in order."""
+    trie, scores = request.branches, []
+    assert trie is not None, "a scoring has a trie"
+    for row, children in enumerate(trie.children):
+        before = [*request.ids[: request.prompt_len], *(trie.tokens[node] for node in trie.path(row - 1))]
+        scores += [oracle_score(before, token, namespace=request.namespace) for token in children]
+    return scores
 
 
 def _silent_tokens(end: Finished | None) -> tuple[int, ...]:
@@ -326,9 +372,11 @@ def _assert_complete(request: Request, end: Finished) -> None:
     assert (request.slots, request.node, request.row) == ([], None, -1), f"{request.id} ended and owns something"
     if end.error is not None or end.reason is FinishReason.ABORT:
         return
+    if request.params.prompt_logprobs:
+        known = [oracle_score(request.ids[:i], request.ids[i], namespace=request.namespace) for i in range(1, len(request.ids))]
+        assert request.logprobs == known, f"{request.id} has other log-probabilities"
     if request.kind is Kind.SCORE:
-        scored = [-float(token) for token in request.ids[request.score_from :]]
-        assert request.logprobs == scored, f"{request.id} has other scores"
+        assert request.logprobs == expected_scores(request), f"{request.id} has other scores"
     elif request.kind is Kind.GENERATE and end.reason is FinishReason.LENGTH:
         assert request.num_generated == request.max_new_tokens, f"{request.id} ended before its budget"
     elif request.kind is Kind.GENERATE:

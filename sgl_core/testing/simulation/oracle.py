@@ -10,10 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from sgl_core.runtime.plan import StepPlan, StepResult, Work
-from sgl_core.runtime.request import Kind, Request
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["OracleRunner", "oracle_continuation"]
+from sgl_core.runtime.constraint import Verdict
+from sgl_core.runtime.plan import Sample, StepPlan, StepResult, Work
+from sgl_core.runtime.request import Request
+from sgl_core.types import TokenLogprob
+
+__all__ = ["Forcing", "OracleRunner", "oracle_continuation", "oracle_score"]
 
 _GARBAGE = b"garbage"
 
@@ -40,6 +45,43 @@ def oracle_continuation(prompt: Sequence[int], count: int, vocab: int, *, namesp
         out.append(_next_token(digest, vocab))
         digest = _extend(digest, out[-1])
     return out
+
+
+def oracle_score(before: Sequence[int], token: int, *, namespace: str | None = None) -> TokenLogprob:
+    """What the oracle thinks of ``token`` behind ``before``."""
+    digest = _start(namespace)
+    for earlier in before:
+        digest = _extend(digest, earlier)
+    return _score(digest, token)
+
+
+def _score(digest: bytes, token: int) -> TokenLogprob:
+    return TokenLogprob(token, -float(int.from_bytes(_extend(digest, token), "big") % 10_000))
+
+
+class Forcing:
+    """A constraint that forces what the oracle would have said anyway, so that the text stays what it was.
+
+    Args:
+        ids: of its request; read only. ``run``: tokens that each sampled one brings with it.
+    """
+
+    def __init__(self, ids: list[int], run: int, vocab: int, *, namespace: str | None = None) -> None:
+        self._ids, self._run, self._vocab, self._namespace = ids, run, vocab, namespace
+
+    def mask(self) -> NDArray[np.uint8]:
+        """Everything."""
+        return np.full(4 * -(-self._vocab // 32), 255, dtype=np.uint8)
+
+    def propose(self, token: int, remaining: int, *, jump: bool = True) -> Verdict:
+        """The token and some more, within what remains."""
+        known, run = [*self._ids, token], min(self._run, remaining - 1) if jump else 0
+        forced = oracle_continuation(known, run, self._vocab, namespace=self._namespace)
+        return Verdict((token, *forced), state=len(known))
+
+    def commit(self, verdict: Verdict) -> None:
+        """The latest verdict alone may be committed."""
+        assert verdict.state == len(self._ids) + 1, "a verdict was committed twice, late or never"
 
 
 class OracleRunner:
@@ -78,7 +120,7 @@ class OracleRunner:
                 assert slot not in written, "two tokens are written to one slot"
                 written.add(slot)
                 self.digests[slot] = contents[position]
-        for work in plan.works:
+        for work in plan.works:  # all slots that its tokens read, those of a trie's other branches included
             read = [self.digests[slot] for slot in work.request.slots[: work.end]]
             assert read == self._content(work.request)[: work.end], "a slot holds another prefix"
         self.computed_tokens += plan.num_tokens
@@ -100,7 +142,7 @@ class OracleRunner:
         for work in plan.works:
             request = work.request
             assert work.start == request.computed_len, "work does not start where the request stands"
-            assert work.start < work.end <= request.target_len, "work runs nothing, or tokens that are not there"
+            assert work.start < work.end <= len(request.ids), "work runs nothing, or tokens that are not there"
             assert len(request.slots) >= work.end, "a token has no slot"
             self._update_table(work)
         rows = [work.request.row for work in plan.works]
@@ -130,16 +172,31 @@ class OracleRunner:
         """The digest up to each of a request's tokens, from its ids alone."""
         ids, digests = self._contents.setdefault(request.id, ([], []))
         assert request.ids[: len(ids)] == ids, "a request's ids changed"
-        for token in request.ids[len(ids) :]:
+        for index, token in enumerate(request.ids[len(ids) :], len(ids)):
+            before = index - 1
+            if request.branches is not None and index >= request.prompt_len:
+                before = request.prompt_len + request.branches.parents[index - request.prompt_len]
+                before = request.prompt_len - 1 if before < request.prompt_len else before
             ids.append(token)
-            digests.append(_extend(digests[-1] if digests else _start(request.namespace), token))
+            digests.append(_extend(digests[before] if index else _start(request.namespace), token))
         return digests
 
-    def _sampled(self, work: Work) -> int | None:
-        return _next_token(self._content(work.request)[work.end - 1], self._vocab) if work.sample else None
+    def _sampled(self, work: Work) -> tuple[Sample, ...]:
+        if not work.sample:
+            return ()
+        token = _next_token(self._content(work.request)[work.end - 1], self._vocab)
+        return tuple(self._judged(request, token) for request in (work.request, *work.request.followers))
 
-    def _scored(self, work: Work) -> tuple[float, ...]:
-        """Log-probabilities whose values tell which token was scored: minus its id."""
-        request = work.request
-        first = max(work.start, request.score_from - 1)
-        return tuple(-float(request.ids[p + 1]) for p in range(first, work.end)) if request.kind is Kind.SCORE else ()
+    def _judged(self, request: Request, token: int) -> Sample:
+        verdict = None
+        if request.constraint is not None:
+            remaining = request.max_new_tokens - request.num_generated
+            verdict = request.constraint.propose(token, remaining, jump=request.params.logprobs is None)
+        logprob = None
+        if request.params.logprobs is not None:
+            logprob = oracle_score(request.ids, token, namespace=request.namespace)
+        return Sample(token, verdict, logprob)
+
+    def _scored(self, work: Work) -> tuple[TokenLogprob, ...]:
+        contents, positions = self._content(work.request), range(work.logit_start, work.end)
+        return tuple(_score(contents[p], token) for p in positions for token in work.request.targets(p))

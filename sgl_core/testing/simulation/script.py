@@ -12,10 +12,11 @@ from enum import Enum
 from itertools import groupby
 from typing import TypeAlias
 
-from sgl_core.runtime.request import Kind, ScoreGroup
+from sgl_core.runtime.request import Kind
 from sgl_core.runtime.scheduler import SchedulerOptions
-from sgl_core.testing.simulation.driver import Simulation, TextSink, tokens
-from sgl_core.types import Hints
+from sgl_core.testing.simulation.driver import VOCAB, Simulation, TextSink, tokens
+from sgl_core.testing.simulation.oracle import Forcing
+from sgl_core.types import Hints, SamplingParams
 
 __all__ = [
     "Abort",
@@ -75,6 +76,8 @@ class Submit(Operation):
         kind: what it is for. ``continuations``: SCORE: what is scored.
         timeout: seconds until its deadline. ``stop``: a stop token. ``stop_text``: a token whose text is a stop string.
         sink_fails_at: its sink raises at this token. ``poisoned``: every forward pass with it raises.
+        n: completions of the one prompt. ``run``: tokens that a grammar forces behind each sampled one. ``scores``:
+            log-probabilities of prompt and output are wanted.
         others: see ``Request``.
     """
 
@@ -92,6 +95,9 @@ class Submit(Operation):
     stop_text: int | None = None
     sink_fails_at: int | None = None
     poisoned: bool = False
+    n: int = 1
+    run: int = 0
+    scores: bool = False
     hints: Hints = field(default=Hints())
 
 
@@ -247,18 +253,19 @@ def _submit(sim: Simulation, wanted: Submit) -> None:
     }
     room = sim.scheduler.stats().pool_tokens + 1  # the last token of a generation needs no slot, nor that of a scoring
     if wanted.kind is Kind.SCORE:
-        group = ScoreGroup()
-        for index, pieces in enumerate(wanted.continuations):
-            ids = [*prompt, *_ids(pieces)]
-            if len(ids) <= room:
-                name = f"{wanted.name}-{index}"
-                sim.submit(ids, 0, name=name, sink=None, score_from=len(prompt), group=group, **common)
+        choices = [_ids(pieces) for pieces in wanted.continuations]
+        choices = [choice for choice in choices if len(prompt) + len(choice) <= room]
+        sim.score(prompt, choices, max_nodes=room - 1 - len(prompt), name=wanted.name, **common)
     elif wanted.kind is Kind.PREFETCH:
         if len(prompt) < room:
             sim.submit(prompt, 0, name=wanted.name, sink=None, **common)
     elif len(prompt) + wanted.new <= room:
         stops = frozenset() if wanted.stop is None else frozenset({wanted.stop})
         sink = TextSink(wanted.stop_text, wanted.sink_fails_at)
-        sim.submit(prompt, wanted.new, name=wanted.name, sink=sink, stop_ids=stops, **common)
+        params = SamplingParams(prompt_logprobs=True, logprobs=0) if wanted.scores else SamplingParams()
+        options = {"sink": sink, "stop_ids": stops, "params": params, **common}
+        for request in sim.submit_many(prompt, wanted.new, n=wanted.n, name=wanted.name, **options):
+            if wanted.run:
+                request.constraint = Forcing(request.ids, wanted.run, VOCAB, namespace=wanted.namespace)
     if wanted.poisoned:
         sim.poisoned.add(wanted.name)

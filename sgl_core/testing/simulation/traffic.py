@@ -131,6 +131,9 @@ class _Traffic:
         if kind is Kind.GENERATE:
             fields["stop"] = rng.randrange(VOCAB) if rng.random() < 0.2 else None
             fields["stop_text"] = rng.randrange(VOCAB) if rng.random() < 0.2 else None
+            fields["n"] = rng.randint(2, 6) if rng.random() < 0.1 else 1
+            fields["run"] = rng.randint(1, 5) if rng.random() < 0.1 else 0
+            fields["scores"] = rng.random() < 0.1
             fields["sink_fails_at"] = rng.randint(1, 6) if rng.random() < 0.03 else None
         name = f"r{len(self.names)}"
         self.names.append(name)
