@@ -117,6 +117,7 @@ class Capabilities:
         token_ids: takes ids (otherwise it reads segments, and exactness is declared absent).
         score: can score continuations.
         cached_tokens: reports cached tokens.
+        heal: honours ``GenRequest.heal``.
         context_tokens: prompt and output together fit in this many tokens.
         default_max_new_tokens: budget of a request without one.
     """
@@ -126,6 +127,7 @@ class Capabilities:
     cached_tokens: bool = True
     context_tokens: int = 8192
     default_max_new_tokens: int = 512
+    heal: bool = False
 
 
 @runtime_checkable
@@ -141,7 +143,7 @@ class Backend(Protocol):
         """What it can do."""
 
     def submit(self, request: GenRequest) -> Handle[GenResult]:
-        """Queue a generation.
+        """Queue a generation. With ``n`` above 1 the handle's result is a list of ``n`` results, by index.
 
         Raises:
             InvalidArgumentError: the request can never run (too long, unknown ids); nothing was queued.

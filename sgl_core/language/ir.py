@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sgl_core.errors import InvalidArgumentError
 
@@ -18,6 +18,7 @@ __all__ = [
     "ExprList",
     "Fork",
     "Gen",
+    "Heal",
     "RawText",
     "RoleBegin",
     "RoleEnd",
@@ -27,6 +28,8 @@ __all__ = [
     "Variable",
     "as_nodes",
 ]
+
+Heal = Literal["space", "token", False]
 
 
 class Expr:
@@ -80,11 +83,13 @@ class Gen(Expr):
         name: the variable; None is given a unique name by the executor.
         options: the ``SamplingParams`` fields that the author set; everything else is the program's default.
         dtype: type of the variable's value: str, int, float or bool.
+        heal: which last token of the prompt the model spells anew; see ``sgl_core.language.healing``.
     """
 
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: type = str
+    heal: Heal = "space"
 
 
 @dataclass(frozen=True, slots=True)

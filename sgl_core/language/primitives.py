@@ -11,7 +11,8 @@ from typing import ParamSpec, TypeVar, Unpack
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.language.choices import CHOICE_METHODS, DEFAULT_CHOICES_METHOD
-from sgl_core.language.ir import Expr, ExprList, Gen, RawText, RoleBegin, RoleEnd, Select, as_nodes
+from sgl_core.language.healing import DEFAULT_HEAL, check_heal
+from sgl_core.language.ir import Expr, ExprList, Gen, Heal, RawText, RoleBegin, RoleEnd, Select, as_nodes
 from sgl_core.language.sampling import DTYPES, SamplingOptions, sampling_options
 
 __all__ = [
@@ -45,6 +46,7 @@ def gen(
     dtype: type | None = None,
     choices: Sequence[str] | None = None,
     choices_method: str = DEFAULT_CHOICES_METHOD,
+    heal: Heal = DEFAULT_HEAL,
     **options: Unpack[SamplingOptions],
 ) -> Expr:
     """Generate text.
@@ -55,30 +57,40 @@ def gen(
         dtype: int, float or bool: the variable holds that value, and the text is in the meta info as ``raw_text``.
         choices: makes this a ``select`` among them; sampling options then have no effect.
         choices_method: as in ``select``.
-        **options: any field of ``SamplingParams``. Unlike there, the temperature is 1.0 unless given here or to ``run``.
+        heal: which last token of the prompt is taken back, for the model to spell its text anew together with what follows:
+            "space": of the spaces or tabs that the program's own text ends with; "token": of that text, whatever it is,
+            line ends excepted; False: none. The prompt's text stays as it is written, and the output begins behind it.
+        **options: any field of ``SamplingParams``, and SGLang's ``return_logprob``, ``logprob_start_len``,
+            ``top_logprobs_num`` and ``return_text_in_logprobs``. Unlike in ``SamplingParams``, the temperature is 1.0
+            unless given here or to ``run``.
 
     Raises:
         UnknownOptionError: an option nobody knows.
         InvalidArgumentError: a value that cannot be used.
     """
     checked = sampling_options("gen", {"max_tokens": max_tokens, **options})
+    check_heal(heal)
     if choices is not None:
         return select(name, choices, choices_method=choices_method)
     if dtype is not None and dtype not in DTYPES:
         raise InvalidArgumentError("dtype", dtype, "str, int, float or bool", "Use json_schema=... for anything richer.")
-    return Gen(_checked_name(name), MappingProxyType(checked), dtype or str)
+    return Gen(_checked_name(name), MappingProxyType(checked), dtype or str, heal)
 
 
-def gen_int(name: str | None = None, max_tokens: int | None = None, **options: Unpack[SamplingOptions]) -> Expr:
+def gen_int(
+    name: str | None = None, max_tokens: int | None = None, *, heal: Heal = DEFAULT_HEAL, **options: Unpack[SamplingOptions]
+) -> Expr:
     """Generate an integer: ``gen`` with ``dtype=int`` and a regex of digits with an optional sign."""
     if options.get("regex") is None:
         options["regex"] = _INTEGER
-    return gen(name, max_tokens, dtype=int, **options)
+    return gen(name, max_tokens, dtype=int, heal=heal, **options)
 
 
-def gen_string(name: str | None = None, max_tokens: int | None = None, **options: Unpack[SamplingOptions]) -> Expr:
+def gen_string(
+    name: str | None = None, max_tokens: int | None = None, *, heal: Heal = DEFAULT_HEAL, **options: Unpack[SamplingOptions]
+) -> Expr:
     """Generate text: ``gen`` with ``dtype=str``."""
-    return gen(name, max_tokens, dtype=str, **options)
+    return gen(name, max_tokens, dtype=str, heal=heal, **options)
 
 
 def select(

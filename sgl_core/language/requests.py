@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgl_core.errors import NotYetAvailableError, ProgramError
+from sgl_core.language.healing import GenPrompt
 from sgl_core.language.ir import Select
 from sgl_core.language.position import Position, TokenRope, pieces_since, segments_of
 from sgl_core.spans import ChoiceSpans, encode_alone, least_context, plan_spans
@@ -18,19 +19,20 @@ __all__ = ["PlannedSelect", "generation_request", "score_requests"]
 
 
 def generation_request(
-    run: ProgramRun, position: Position, prompt: TokenRope, params: SamplingParams, hints: Hints
+    run: ProgramRun, position: Position, prompt: GenPrompt, params: SamplingParams, hints: Hints
 ) -> GenRequest:
-    """Continue ``prompt``, which is ``position`` with its tail encoded.
+    """Continue ``prompt``, which is what ``position`` says.
 
     Raises:
         ProgramError: there is nothing to continue.
     """
     return GenRequest(
-        input_ids=_prompt_ids(run, prompt),
+        input_ids=_prompt_ids(run, prompt.ids),
         params=params,
         segments=_segments(run, position),
         namespace=run.namespace,
         hints=hints,
+        heal=prompt.heal,
     )
 
 

@@ -5,6 +5,7 @@ Called by the primitives and by ``SglFunction``; the stream combines both into t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypedDict
 
@@ -15,11 +16,16 @@ __all__ = ["DTYPES", "OPTION_NAMES", "SamplingOptions", "combined_params", "read
 
 DEFAULT_TEMPERATURE: Final = 1.0  # SGLang's; ported programs rely on it. SamplingParams() itself is greedy.
 _ALIASES: Final = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
-OPTION_NAMES: Final = (SamplingParams.field_names() - {"choices"}) | frozenset(_ALIASES)
+_SGLANG_LOGPROBS: Final = frozenset({"return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs"})
+OPTION_NAMES: Final = (SamplingParams.field_names() - {"choices"}) | frozenset(_ALIASES) | _SGLANG_LOGPROBS
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Keywords of ``gen`` and of ``run``; their meaning stands in ``SamplingParams``. None means "not set"."""
+    """Keywords of ``gen`` and of ``run``; their meaning stands in ``SamplingParams``. None means "not set".
+
+    The last four are SGLang's: ``return_logprob=True`` is ``logprobs=top_logprobs_num``, or 0, and with
+    ``logprob_start_len=0`` also ``prompt_logprobs=True``. Reported tokens have their text anyway.
+    """
 
     max_new_tokens: int | None
     min_new_tokens: int | None
@@ -43,6 +49,10 @@ class SamplingOptions(TypedDict, total=False):
     regex: str | None
     json_schema: Any
     grammar: str | None
+    return_logprob: bool | None
+    logprob_start_len: int | None
+    top_logprobs_num: int | None
+    return_text_in_logprobs: bool | None
 
 
 def sampling_options(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,19 +67,44 @@ def sampling_options(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
         InvalidArgumentError: a value out of range, or an option given under both of its names.
     """
     check_options(where, given, OPTION_NAMES)
-    options: dict[str, Any] = {}
+    options = _logprob_options(given)
     for typed, value in given.items():
-        if value is None:
+        if value is None or typed in _SGLANG_LOGPROBS:
             continue
         name = _ALIASES.get(typed, typed)
         if name in options:
-            alias = next(a for a, full in _ALIASES.items() if full == name)
-            raise InvalidArgumentError(f"{alias} and {name}", "both", f"one of them: {alias} is a short name for {name}")
+            alias = next((a for a, full in _ALIASES.items() if full == name), "return_logprob")
+            raise InvalidArgumentError(f"{alias} and {name}", "both", f"one of them: {alias} sets {name}")
         options[name] = value
     if options.get("n", 1) != 1:
         raise InvalidArgumentError("n", options["n"], "1", "Use s.fork(n) for several continuations of one prompt.")
+    if isinstance(options.get("json_schema"), Mapping):  # what the caller does to it later must not reach the node
+        options["json_schema"] = copy.deepcopy(options["json_schema"])
     checked = SamplingParams(**options)
     return {name: getattr(checked, name) for name in options}
+
+
+def _logprob_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """SGLang's four options as our two."""
+    for name in ("return_logprob", "return_text_in_logprobs"):
+        if not isinstance(given.get(name), bool | None):
+            raise InvalidArgumentError(name, given[name], "True or False")
+    top, start = given.get("top_logprobs_num"), given.get("logprob_start_len")
+    if top is not None:
+        try:
+            SamplingParams(logprobs=top)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError("top_logprobs_num", top, error.expected) from None
+    if start is not None and (isinstance(start, bool) or start not in (-1, 0)):
+        raise InvalidArgumentError("logprob_start_len", start, "-1 (the output alone) or 0 (the prompt, too)")
+    if given.get("return_logprob"):
+        return {"logprobs": top or 0, **({"prompt_logprobs": True} if start == 0 else {})}
+    for name, value, off in (("top_logprobs_num", top, 0), ("logprob_start_len", start, -1)):
+        if value not in (None, off):
+            raise InvalidArgumentError(name, value, "return_logprob=True beside it")
+    if given.get("return_logprob") is None:
+        return {}
+    return {"logprobs": None, "prompt_logprobs": False}  # said outright: not even where ``run`` asks for them
 
 
 def combined_params(defaults: Mapping[str, Any], options: Mapping[str, Any], seed: int) -> SamplingParams:

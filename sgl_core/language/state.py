@@ -185,9 +185,12 @@ class ProgramState:
 
         Returns:
             For a gen or select a mapping: prompt_tokens, cached_tokens, completion_tokens, finish_reason, matched_stop,
-            seed, queue_s, prefill_s, decode_s; with ``dtype`` also raw_text; for select also choices, choices_method,
-            scores (by that method), normalized_scores (softmax of them), token_logprobs, sum_logprobs, mean_logprobs,
-            unconditional_logprobs. After ``join`` a list of those. Empty for other variables.
+            seed, queue_s, prefill_s, decode_s. For gen also healed_tokens; logprobs and prompt_logprobs (for each token
+            token_id, text, logprob and top, the likeliest tokens likewise; None if not asked for, and for the first token
+            of a prompt); grammar_cut (num_tokens, first_index) and verification (equal, first_difference, gap), or None;
+            with ``dtype`` raw_text. For select also choices, choices_method, scores (by that method), normalized_scores
+            (softmax of them), token_logprobs, sum_logprobs, mean_logprobs, unconditional_logprobs. After ``join`` a list
+            of those. Empty for other variables.
         """
         future = self._future(name)
         with self._seeing_errors():

@@ -19,6 +19,7 @@ from sgl_core.backend import Handle
 from sgl_core.errors import ProgramError, RequestAborted, StreamClosedError, VariableNotFoundError
 from sgl_core.language.choices import ChoiceScores, decide
 from sgl_core.language.dispatcher import post
+from sgl_core.language.healing import GenPrompt, continued, prompt_of
 from sgl_core.language.ir import (
     ConstantText,
     Expr,
@@ -32,12 +33,13 @@ from sgl_core.language.ir import (
     Select,
     Variable,
 )
+from sgl_core.language.meta import gen_meta, select_meta
 from sgl_core.language.position import Position, TokenRope, Trail, pieces_since, text_of
 from sgl_core.language.requests import generation_request, score_requests
 from sgl_core.language.sampling import read_as
 from sgl_core.language.variables import VariableFuture
 from sgl_core.spans import ChoiceSpans
-from sgl_core.types import FinishReason, GenResult, Hints, SamplingParams, ScoreResult, Timings, Usage
+from sgl_core.types import FinishReason, GenResult, Hints, SamplingParams, ScoreResult
 
 if TYPE_CHECKING:
     from sgl_core.language.run import ProgramRun
@@ -347,7 +349,7 @@ class StreamExecutor:
 
     def _generate(self, step: _Step, node: Gen, future: VariableFuture) -> None:
         params = self.run.params_for(node.options, self.path, step.index)
-        prompt = self._position.settled(self.run.codec).ids
+        prompt = prompt_of(self._position, self.run.codec, node.heal, self.run.backend.capabilities)
         request = generation_request(self.run, self._position, prompt, params, self._hints())
         handle = self.run.backend.submit(request)
         future.start(handle)
@@ -357,26 +359,17 @@ class StreamExecutor:
         self._await((handle,), step, partial(self._finish_generation, handle, node, future, prompt, params))
 
     def _finish_generation(
-        self, handle: Handle[GenResult], node: Gen, future: VariableFuture, prompt: TokenRope, params: SamplingParams
+        self, handle: Handle[GenResult], node: Gen, future: VariableFuture, prompt: GenPrompt, params: SamplingParams
     ) -> None:
         self._generating = None
         result = handle.result(0)
         if result.finish_reason is FinishReason.ABORT:
             raise self.run.cancelled or RequestAborted(f"the request of variable {future.name!r} was aborted")
-        self._position = self._position.add_generated(prompt, result.token_ids, result.text, result.text_behind_ids)
+        self._position = continued(self._position, self.run.codec, prompt, result)
         if result.finish_reason is FinishReason.LENGTH and params.max_new_tokens is None:
             self.run.note_cut(future.name)
-        meta: dict[str, Any] = {
-            **_accounting(result.usage, result.timings),
-            "finish_reason": result.finish_reason.value,
-            "matched_stop": result.matched_stop,
-            "seed": params.seed,
-        }
-        if result.logprobs is not None:
-            meta["logprobs"] = result.logprobs
-        if node.dtype is not str:
-            meta["raw_text"] = result.text
-        future.resolve(read_as(node.dtype, result.text), result.text, MappingProxyType(meta))
+        meta = gen_meta(node, result, params.seed, self.run.codec)
+        future.resolve(read_as(node.dtype, result.text), result.text, meta)
 
     def _select(self, step: _Step, node: Select, future: VariableFuture) -> None:
         planned = score_requests(self.run, self._position, node, self._hints())
@@ -400,16 +393,7 @@ class StreamExecutor:
         index, scores = decide(node.choices_method, ChoiceScores(spans.spans, results[0].token_logprobs, alone))
         choice = node.choices[index]
         self._position = self._position.add_generated(prompt, spans.spans[index], choice)
-        meta = {
-            **_accounting(results[0].usage, results[0].timings),
-            "finish_reason": FinishReason.STOP.value,
-            "matched_stop": None,
-            "seed": None,
-            "choices": node.choices,
-            "choices_method": node.choices_method,
-            **scores,
-        }
-        future.resolve(choice, choice, MappingProxyType(meta))
+        future.resolve(choice, choice, select_meta(node, results[0], scores))
 
     def _hints(self) -> Hints:
         siblings, self._siblings = self._siblings, 0  # the first request of a fork announces the others
@@ -460,17 +444,6 @@ def _role_after(role: str | None, nodes: Iterable[Expr]) -> str | None:
                     raise ProgramError(f"a {closed!r} turn is closed, but {given}; open it first with s.{closed}_begin()")
                 role = None
     return role
-
-
-def _accounting(usage: Usage, timings: Timings) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "queue_s": timings.queue_s,
-        "prefill_s": timings.prefill_s,
-        "decode_s": timings.decode_s,
-    }
 
 
 def _without_end(put: Put) -> Put:

@@ -8,7 +8,8 @@
             with MyBackend() as backend:
                 yield backend
 
-Nothing here depends on what a model says. ``closable_backend`` is closed by a test; override it where ``backend`` is shared.
+Nothing here depends on what a model says. A test of something that the backend does not claim to do, or refuses as not yet
+available, is skipped. ``closable_backend`` is closed by a test; override it where ``backend`` is shared.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import ClassVar
+from unittest import SkipTest  # pytest, which this module does not import, takes it for a skip
 
 from sgl_core.backend import Backend, Handle, TextCodec
-from sgl_core.errors import ContextLengthError, EngineShutdown, InvalidArgumentError, SglError
+from sgl_core.errors import ContextLengthError, EngineShutdown, InvalidArgumentError, NotYetAvailableError, SglError
 from sgl_core.types import (
     FinishReason,
     GenDelta,
@@ -30,6 +33,7 @@ from sgl_core.types import (
     PrefetchRequest,
     SamplingParams,
     ScoreRequest,
+    TokenLogprob,
     TurnState,
 )
 
@@ -46,6 +50,14 @@ def _raises(kind: type[BaseException]) -> Iterator[None]:
     except kind:
         return
     raise AssertionError(f"{kind.__name__} was not raised")
+
+
+@contextlib.contextmanager
+def _skipping_what_is_missing() -> Iterator[None]:
+    try:
+        yield
+    except NotYetAvailableError as error:
+        raise SkipTest(str(error)) from error
 
 
 def _request(backend: Backend, text: str = "The weather today is", **params: object) -> GenRequest:
@@ -115,6 +127,73 @@ class BackendContract:
         assert result.text == whole[: whole.index(stop)]
         assert result.finish_reason is FinishReason.STOP
         assert result.matched_stop == stop
+
+    def test_a_stop_pattern_cuts_the_text_before_its_match(self, backend: Backend) -> None:
+        whole = _generate(backend, max_new_tokens=16).text
+        stop = whole[len(whole) // 2 :][:2]
+        with _skipping_what_is_missing():
+            result = _generate(backend, max_new_tokens=16, stop_regex=f"(?:{_pattern_of(stop)}){{1,2}}")
+        assert result.text == whole[: whole.index(stop)]
+        assert result.finish_reason is FinishReason.STOP
+
+    def test_text_to_be_healed_is_spelled_before_the_output_and_is_no_part_of_it(self, backend: Backend) -> None:
+        if not backend.capabilities.heal:
+            raise SkipTest("the backend does not heal")
+        request = replace(_request(backend), heal=" ")
+        handle = backend.submit(request)
+        streamed, result = "".join(delta.text for delta in handle), handle.result(0)
+        assert backend.codec is not None
+        spelled = backend.codec.decode(request.input_ids + result.healed_ids + result.token_ids)
+        assert spelled + result.text_behind_ids == backend.codec.decode(request.input_ids) + " " + result.text
+        assert streamed == result.text
+
+    def test_log_probabilities_are_reported_for_each_token_with_the_likeliest_others(self, backend: Backend) -> None:
+        with _skipping_what_is_missing():
+            result = _generate(backend, logprobs=3)
+        assert result.logprobs is not None
+        assert tuple(entry.token_id for entry in result.logprobs) == result.token_ids
+        for entry in result.logprobs:
+            values = [logprob for _, logprob in entry.top]
+            assert len(values) == 3
+            assert values == sorted(values, reverse=True)
+            assert max(entry.logprob, *values) <= 0.0
+        assert _generate(backend).logprobs is None
+
+    def test_log_probabilities_of_an_output_are_the_scores_of_its_tokens(self, backend: Backend) -> None:
+        request = _request(backend, logprobs=0)
+        with _skipping_what_is_missing():
+            result = backend.submit(request).result(_WAIT_S)
+        assert result.logprobs, "the model says nothing to this prompt"
+        _assert_scored(backend, request.input_ids, result.logprobs)
+
+    def test_log_probabilities_of_a_prompt_are_the_scores_of_its_tokens(self, backend: Backend) -> None:
+        request = _request(backend, prompt_logprobs=True)
+        with _skipping_what_is_missing():
+            reported = backend.submit(request).result(_WAIT_S).prompt_logprobs
+        assert reported is not None
+        assert (len(reported), reported[0]) == (len(request.input_ids), None)
+        _assert_scored(backend, request.input_ids[:1], [entry for entry in reported[1:] if entry is not None])
+
+    def test_several_completions_come_as_a_list_over_a_prompt_that_is_computed_once(self, backend: Backend) -> None:
+        request = _request(backend, n=3, temperature=1.0, seed=7)
+        with _skipping_what_is_missing():
+            handle = backend.submit(request)
+        deltas = list(handle)
+        results = handle.result(0)
+        assert isinstance(results, list)
+        texts = ["".join(delta.text for delta in deltas if delta.index == index) for index in range(3)]
+        assert [result.text for result in results] == texts
+        assert {result.usage.prompt_tokens for result in results} == {len(request.input_ids)}
+        assert [result.usage.cached_tokens for result in results[1:]] == [len(request.input_ids)] * 2
+        assert results[0].usage.cached_tokens < len(request.input_ids)
+
+    def test_several_completions_have_seeds_of_their_own_and_can_be_repeated(self, backend: Backend) -> None:
+        with _skipping_what_is_missing():
+            first, second = (_generate(backend, n=4, temperature=1.0, seed=7) for _ in range(2))
+        assert isinstance(first, list)
+        assert isinstance(second, list)
+        assert [(result.seed, result.token_ids) for result in first] == [(r.seed, r.token_ids) for r in second]
+        assert len({result.seed for result in first}) == 4
 
     def test_deltas_concatenate_to_the_result(self, backend: Backend) -> None:
         handle = backend.submit(_request(backend))
@@ -223,6 +302,18 @@ class BackendContract:
         codec = backend.codec
         assert codec is not None
         return ScoreRequest(_request(backend).input_ids, tuple(codec.encode(" " + text) for text in continuations))
+
+
+def _pattern_of(text: str) -> str:
+    """A pattern that matches it, in what all dialects have in common."""
+    return "".join(char if char.isalnum() or not char.isascii() else rf"\x{ord(char):02x}" for char in text)
+
+
+def _assert_scored(backend: Backend, prompt: tuple[int, ...], entries: Sequence[TokenLogprob]) -> None:
+    tokens = tuple(entry.token_id for entry in entries)
+    scores = backend.score(ScoreRequest(prompt, (tokens,))).result(_WAIT_S).token_logprobs[0]
+    pairs = zip(scores, (entry.logprob for entry in entries), strict=True)
+    assert all(abs(a - b) < 0.05 for a, b in pairs)  # low precision reorders sums
 
 
 async def _awaited(handle: Handle[GenResult]) -> GenResult:

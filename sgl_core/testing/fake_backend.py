@@ -1,7 +1,8 @@
 """A backend without a model: answers are computed from the ids, at once or after a while.
 
-For tests of programs, adapters and of the language itself. It honours budgets and stop strings, not constraints. It checks requests as an engine does, so a program that runs here
-makes requests that an engine takes.
+For tests of programs, adapters and of the language itself. It honours budgets, stop strings and patterns, ``n`` and healing,
+and reports log-probabilities. Constraints on the text (``regex`` and the like) are for its ``reply`` to honour. It checks
+requests as an engine does, so a program that runs here makes requests that an engine takes.
 """
 
 from __future__ import annotations
@@ -9,18 +10,27 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from sgl_core.backend import Capabilities, TextCodec
-from sgl_core.errors import ContextLengthError, EngineShutdown, InvalidArgumentError, NotYetAvailableError, RequestAborted
+from sgl_core.errors import (
+    ContextLengthError,
+    EngineShutdown,
+    GrammarError,
+    InvalidArgumentError,
+    NotYetAvailableError,
+    RequestAborted,
+)
 from sgl_core.handle import RequestHandle
 from sgl_core.testing.byte_codec import ByteCodec
 from sgl_core.types import (
+    SEED_BITS,
     FinishReason,
     GenDelta,
     GenRequest,
@@ -30,6 +40,7 @@ from sgl_core.types import (
     SamplingParams,
     ScoreRequest,
     ScoreResult,
+    TokenLogprob,
     Usage,
 )
 
@@ -40,14 +51,17 @@ Fail = Callable[[GenRequest], BaseException | None]
 
 _SYLLABLES: Final = ("ka", "lo", "mi", "ne", "pu", "ra", "si", "to", "ve", "zo", "da", "fe", "gi", "ho", "ju", "be")
 _TOKENS_PER_DELTA: Final = 4
+_NUM_ALTERNATIVES: Final = 256  # ids below it are looked at for the likeliest
+_CONSTRAINTS: Final = ("regex", "json_schema", "grammar", "choices")
 
 
 class FakeBackend:
     """Implements ``sgl_core.backend.Backend``.
 
     Args:
-        reply: the text for a prompt; called on one of eight threads, where it may wait. None makes words up from the
-            prompt (and from the seed, if the temperature is above 0).
+        reply: the text for a prompt, text to be healed included; called on one of eight threads, where it may wait, once
+            for each of ``n``. None makes words up from the prompt (and from the seed, if the temperature is above 0), and
+            refuses constraints.
         latency_s: seconds before a reply is computed; requests wait side by side.
         fail: an error to end a request with instead of a reply, or None.
         codec: vocabulary and template; must not change while requests run.
@@ -57,7 +71,7 @@ class FakeBackend:
         scores: every ``ScoreRequest`` likewise.
     """
 
-    capabilities = Capabilities(cached_tokens=False)
+    capabilities = Capabilities(cached_tokens=False, heal=True)
 
     def __init__(
         self, reply: Reply | None = None, *, latency_s: float = 0.0, fail: Fail | None = None, codec: TextCodec | None = None
@@ -66,7 +80,7 @@ class FakeBackend:
         self.requests: list[GenRequest] = []
         self.scores: list[ScoreRequest] = []
         self._codec = codec or ByteCodec()
-        self._reply = reply or self._made_up
+        self._reply = reply or _made_up
         self._latency_s = latency_s
         self._fail = fail
         self._lock = threading.Lock()
@@ -91,11 +105,10 @@ class FakeBackend:
         """Queue a generation; see ``Backend.submit``."""
         params = request.params
         self._check(request.input_ids, params.max_new_tokens)
-        if params.n != 1:
-            raise NotYetAvailableError("FakeBackend makes one completion per request; submit it n times")
+        self._check_text_params(params)
         aborted = GenResult("", (), FinishReason.ABORT, Usage(len(request.input_ids), 0, 0))
-        handle: RequestHandle[GenResult] = RequestHandle(self._abort)
-        self._take(handle, aborted, self.requests, request)
+        handle: RequestHandle[Any] = RequestHandle(self._abort)
+        self._take(handle, aborted if params.n == 1 else [aborted] * params.n, self.requests, request)
         self._pool.run_after(self._latency_s, lambda: self._generate(request, handle))
         return handle
 
@@ -145,6 +158,15 @@ class FakeBackend:
         if len(ids) + (max_new_tokens or 0) > limit:
             raise ContextLengthError(len(ids), max_new_tokens, limit, "the context")
 
+    def _check_text_params(self, params: SamplingParams) -> None:
+        constraint = next((name for name in _CONSTRAINTS if getattr(params, name) is not None), None)
+        if constraint is not None and self._reply is _made_up:
+            raise NotYetAvailableError(f"FakeBackend makes up words that fit no {constraint}; give it a reply that does")
+        try:
+            re.compile(params.stop_regex or "")
+        except re.error as error:
+            raise GrammarError("stop_regex", f"it is no pattern: {error.msg}") from None
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise EngineShutdown("the backend is closed")
@@ -169,80 +191,151 @@ class FakeBackend:
         with self._lock:
             self._pending.pop(handle.id, None)
 
-    def _generate(self, request: GenRequest, handle: RequestHandle[GenResult]) -> None:
+    def _generate(self, request: GenRequest, handle: RequestHandle[Any]) -> None:
         if handle.done():  # aborted while it waited
             return
         try:
             error = None if self._fail is None else self._fail(request)
             if error is not None:
                 raise error
-            params = request.params
-            if params.seed is None and params.temperature > 0:
-                params = replace(params, seed=self.new_seed())
-            result = self._result(request, params, self._reply(request.input_ids, params))
+            results = self._completions(request)
         except BaseException as raised:
             self._ended(handle)
             handle.fail(raised)
             return
         self._ended(handle)
-        for delta in _deltas(result):
-            handle.push(delta)
-        handle.finish(result)
+        for index, result in enumerate(results):
+            for delta in _deltas(result, index):
+                handle.push(delta)
+        handle.finish(results[0] if request.params.n == 1 else results)
+
+    def _completions(self, request: GenRequest) -> list[GenResult]:
+        """``n`` of them; the first is the one that a prompt is computed for."""
+        params = request.params
+        if params.seed is None and params.temperature > 0:
+            params = replace(params, seed=self.new_seed())
+        prompt = request.input_ids + self._codec.encode(request.heal)
+        results = []
+        for index in range(params.n):
+            own = replace(params, seed=_seed_of(params, index))
+            result = self._result(request, own, self._reply(prompt, own))
+            cached = result.usage.prompt_tokens if index else result.usage.cached_tokens
+            results.append(replace(result, usage=replace(result.usage, cached_tokens=cached)))
+        return results
 
     def _result(self, request: GenRequest, params: SamplingParams, text: str) -> GenResult:
+        codec, heal = self._codec, request.heal
         budget = params.max_new_tokens or self.capabilities.default_max_new_tokens
         budget = min(budget, self.capabilities.context_tokens - len(request.input_ids))
-        ids = self._codec.encode(text)
+        healed, ids = self._spelled(heal, text)
         reason = FinishReason.STOP
-        matched: str | None = None
         num_sampled = len(ids) + 1  # end of text is a token, too
         if num_sampled > budget:
             reason, ids, num_sampled = FinishReason.LENGTH, ids[:budget], budget
-            text = self._codec.decode(ids)
-        found = [stop for stop in params.stop if stop in text]
-        if found:
-            matched = min(found, key=text.index)
-            at = text.index(matched)
-            num_sampled = len(self._codec.encode(text[: at + len(matched)]))
-            reason, text = FinishReason.STOP, text[:at]
-            ids = self._codec.encode(text)
-        seed = params.seed if params.temperature > 0 else None
-        usage = Usage(len(request.input_ids), 0, num_sampled)
-        return GenResult(text, ids, reason, usage, matched_stop=matched, seed=seed)
+            text = codec.decode(healed + ids)[len(heal) :]
+        stop = _first_stop(text, params)
+        if stop is not None:
+            num_sampled = len(self._spelled(heal, text[: stop.end])[1])
+            reason, text = FinishReason.STOP, text[: stop.start]
+            healed, ids = self._spelled(heal, text)
+        prompt = request.input_ids + healed
+        return GenResult(
+            text,
+            ids,
+            reason,
+            Usage(len(prompt), 0, num_sampled),
+            matched_stop=None if stop is None else stop.matched,
+            seed=params.seed if params.temperature > 0 else None,
+            logprobs=None if params.logprobs is None else _logprobs(prompt, ids, params.logprobs),
+            prompt_logprobs=_prompt_logprobs(request.input_ids) if params.prompt_logprobs else None,
+            healed_ids=healed,
+        )
+
+    def _spelled(self, heal: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of both as one text: those inside ``heal``, and from the first that is not all of it on."""
+        ids = self._codec.encode(heal + text)
+        num = 0
+        while heal and num < len(ids) and len(self._codec.decode(ids[: num + 1])) <= len(heal):
+            num += 1
+        return ids[:num], ids[num:]
 
     def _score(self, request: ScoreRequest, handle: RequestHandle[ScoreResult]) -> None:
-        prompt = _digest(request.input_ids)
-        rows = []
-        for continuation in request.continuations:
-            state = prompt.copy()
-            row = []
-            for token in continuation:
-                state.update(f",{token}".encode())
-                row.append(-0.05 - 8.0 * int.from_bytes(state.digest()[:4], "big") / 2**32)
-            rows.append(tuple(row))
+        rows = [_logprobs(request.input_ids, continuation) for continuation in request.continuations]
         self._ended(handle)
-        handle.finish(ScoreResult(tuple(rows), Usage(len(request.input_ids), 0, 0)))
+        scores = tuple(tuple(entry.logprob for entry in row) for row in rows)
+        handle.finish(ScoreResult(scores, Usage(len(request.input_ids), 0, 0)))
 
-    def _made_up(self, ids: tuple[int, ...], params: SamplingParams) -> str:
-        state = _digest(ids)
-        if params.temperature > 0:
-            state.update(f";{params.seed}".encode())
-        syllables = [_SYLLABLES[byte % len(_SYLLABLES)] for byte in state.digest()[:8]]
-        return " ".join("".join(syllables[i : i + 2]) for i in range(0, len(syllables), 2))
+
+class _Stop(NamedTuple):
+    """Where a text is cut; ordered by what ends first."""
+
+    end: int
+    start: int
+    matched: str
+
+
+def _first_stop(text: str, params: SamplingParams) -> _Stop | None:
+    found = [_Stop(text.index(stop) + len(stop), text.index(stop), stop) for stop in params.stop if stop in text]
+    if params.stop_regex is not None:
+        pattern = re.compile(rf"(?:{params.stop_regex})\Z")
+        for end in range(1, len(text) + 1):
+            match = pattern.search(text, 0, end)
+            if match is not None and match.start() < end:
+                found.append(_Stop(end, match.start(), match.group()))
+                break
+    return min(found, default=None)
+
+
+def _seed_of(params: SamplingParams, index: int) -> int | None:
+    if params.seed is None or params.n == 1:
+        return params.seed
+    return int.from_bytes(_digest((params.seed, index)).digest()[:8], "big") >> (64 - SEED_BITS)
+
+
+def _logprobs(prompt: Sequence[int], tokens: Sequence[int], num_top: int = 0) -> tuple[TokenLogprob, ...]:
+    """Of ``tokens`` behind ``prompt``; each depends on the ids up to it alone."""
+    before = _digest(prompt)
+    entries = []
+    for token in tokens:
+        scored = [(other, _logprob(before, other)) for other in range(_NUM_ALTERNATIVES if num_top else 0)]
+        top = sorted(scored, key=lambda pair: -pair[1])[:num_top]
+        entries.append(TokenLogprob(token, _logprob(before, token), tuple(top)))
+        before.update(f",{token}".encode())
+    return tuple(entries)
+
+
+def _prompt_logprobs(prompt: Sequence[int]) -> tuple[TokenLogprob | None, ...]:
+    return (None, *_logprobs(prompt[:1], prompt[1:]))
+
+
+def _logprob(before: hashlib._Hash, token: int) -> float:
+    state = before.copy()
+    state.update(f",{token}".encode())
+    return -0.05 - 8.0 * int.from_bytes(state.digest()[:4], "big") / 2**32
+
+
+def _made_up(ids: tuple[int, ...], params: SamplingParams) -> str:
+    state = _digest(ids)
+    if params.temperature > 0:
+        state.update(f";{params.seed}".encode())
+    syllables = [_SYLLABLES[byte % len(_SYLLABLES)] for byte in state.digest()[:8]]
+    return " ".join("".join(syllables[i : i + 2]) for i in range(0, len(syllables), 2))
 
 
 def _digest(ids: Sequence[int]) -> hashlib._Hash:
     return hashlib.sha256(",".join(str(token) for token in ids).encode())
 
 
-def _deltas(result: GenResult) -> list[GenDelta]:
+def _deltas(result: GenResult, index: int) -> list[GenDelta]:
     num = -(-len(result.token_ids) // _TOKENS_PER_DELTA)
     if not num:
-        return [GenDelta(result.text, ())] if result.text else []
+        return [GenDelta(result.text, (), index)] if result.text else []
     step = max(1, len(result.text) // num)
     cuts = [*range(0, step * num, step), len(result.text)]
     return [
-        GenDelta(result.text[cuts[i] : cuts[i + 1]], result.token_ids[i * _TOKENS_PER_DELTA : (i + 1) * _TOKENS_PER_DELTA])
+        GenDelta(
+            result.text[cuts[i] : cuts[i + 1]], result.token_ids[i * _TOKENS_PER_DELTA : (i + 1) * _TOKENS_PER_DELTA], index
+        )
         for i in range(num)
     ]
 

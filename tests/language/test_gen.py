@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 import sgl_core.language as sgl
-from sgl_core.errors import InvalidArgumentError, UnknownOptionError
+from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, UnknownOptionError
 from sgl_core.language.ir import ConstantText, ExprList, Gen, RoleBegin, RoleEnd, Select
 from sgl_core.testing import FakeBackend
+from sgl_core.types import FinishReason, GenResult, GrammarCut, Verification
 
 
 def value_of(expr: sgl.Expr, reply: str) -> sgl.ProgramState:
@@ -124,19 +129,117 @@ def test_call_runs_at_once_and_its_value_can_be_added() -> None:
     assert "x: " + sgl.call(str.upper, "y") == "x: Y"
 
 
-def test_logprobs_are_in_the_meta_info_where_the_backend_reports_them() -> None:
-    from dataclasses import replace
-
-    class WithLogprobs(FakeBackend):
-        def _result(self, *args):
-            return replace(super()._result(*args), logprobs=(-0.5,))
+def test_what_an_engine_constrains_and_reports_reaches_it(backend: FakeBackend) -> None:
+    options = {"stop_regex": "b+", "logprobs": 2, "prompt_logprobs": True, "min_p": 0.1}
+    constraints = ({"regex": "a"}, {"json_schema": {"type": "null"}}, {"grammar": "start: /a/"})
 
     @sgl.function
     def program(s):
-        s += "a" + sgl.gen("x", max_tokens=64, logprobs=1)
+        s += "a"
+        for constraint in constraints:
+            s += sgl.gen(**options, **constraint)
 
-    with WithLogprobs() as backend:
-        assert program.run(backend=backend).get_meta_info("x")["logprobs"] == (-0.5,)
+    with FakeBackend(lambda ids, params: "a") as replying:
+        program.run(backend=replying, max_new_tokens=8)
+    for request, constraint in zip(replying.requests, constraints, strict=True):
+        for name, value in {**options, **constraint}.items():
+            assert getattr(request.params, name) == value
+    with pytest.raises(NotYetAvailableError, match="regex"):
+        program.run(backend=backend)
+
+
+def test_two_constraints_are_refused_where_they_are_written() -> None:
+    with pytest.raises(InvalidArgumentError, match="regex and json_schema"):
+        sgl.gen("x", regex="a", json_schema={})
+
+
+def test_the_callers_schema_is_copied() -> None:
+    schema = {"enum": ["a"]}
+    node = sgl.gen("x", json_schema=schema)
+    schema["enum"].append("b")
+    assert node.options["json_schema"] == {"enum": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({"return_logprob": True}, {"logprobs": 0}),
+        ({"return_logprob": True, "top_logprobs_num": 3, "return_text_in_logprobs": True}, {"logprobs": 3}),
+        ({"return_logprob": True, "logprob_start_len": -1}, {"logprobs": 0}),
+        ({"return_logprob": True, "logprob_start_len": 0}, {"logprobs": 0, "prompt_logprobs": True}),
+        ({"return_logprob": False, "top_logprobs_num": 0}, {"logprobs": None, "prompt_logprobs": False}),
+        ({"return_logprob": None, "return_text_in_logprobs": False}, {}),
+    ],
+)
+def test_log_probabilities_can_be_asked_for_as_in_sglang(given: dict[str, Any], options: dict[str, Any]) -> None:
+    assert sgl.gen("x", **given).options == options
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"return_logprob": 1}, "return_logprob"),
+        ({"return_text_in_logprobs": "yes"}, "return_text_in_logprobs"),
+        ({"return_logprob": True, "top_logprobs_num": -1}, "top_logprobs_num"),
+        ({"return_logprob": True, "top_logprobs_num": True}, "top_logprobs_num"),
+        ({"return_logprob": True, "logprob_start_len": 5}, "logprob_start_len"),
+        ({"return_logprob": True, "logprob_start_len": False}, "logprob_start_len"),
+        ({"top_logprobs_num": 2}, "top_logprobs_num.*return_logprob=True"),
+        ({"return_logprob": False, "logprob_start_len": 0}, "logprob_start_len.*return_logprob=True"),
+        ({"return_logprob": True, "logprobs": 2}, "return_logprob and logprobs"),
+    ],
+)
+def test_what_sglangs_spelling_leaves_open_is_refused(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=named):
+        sgl.gen("x", **given)
+
+
+def test_a_gen_can_do_without_the_log_probabilities_that_its_program_asks_for(backend: FakeBackend) -> None:
+    @sgl.function
+    def program(s):
+        s += "a" + sgl.gen("x") + sgl.gen("y", return_logprob=False)
+
+    state = program.run(backend=backend, max_new_tokens=64, return_logprob=True, logprob_start_len=0)
+    assert len(state.get_meta_info("x")["logprobs"]) == state.get_meta_info("x")["completion_tokens"] - 1
+    assert len(state.get_meta_info("x")["prompt_logprobs"]) == state.get_meta_info("x")["prompt_tokens"]
+    assert state.get_meta_info("y")["logprobs"] is state.get_meta_info("y")["prompt_logprobs"] is None
+
+
+def test_the_meta_info_says_of_each_token_its_text_and_the_likeliest_others() -> None:
+    @sgl.function
+    def program(s):
+        s += "ab" + sgl.gen("x", logprobs=2, prompt_logprobs=True)
+
+    with FakeBackend(lambda ids, params: "cd") as backend:
+        meta = program.run(backend=backend).get_meta_info("x")
+    assert [(entry["token_id"], entry["text"]) for entry in meta["logprobs"]] == [(99, "c"), (100, "d")]
+    assert meta["prompt_logprobs"][0] is None
+    assert [entry["text"] for entry in meta["prompt_logprobs"][1:]] == ["a", "b"]
+    assert [len(entry["top"]) for entry in meta["logprobs"]] == [2, 2]
+    assert meta["logprobs"][0]["top"][0]["logprob"] >= meta["logprobs"][0]["top"][1]["logprob"]
+    assert json.loads(json.dumps(meta["logprobs"]))[0]["logprob"] <= 0.0
+
+
+def test_the_meta_info_says_where_the_budget_closed_the_output_and_how_it_was_verified() -> None:
+    class Closing(FakeBackend):
+        def _result(self, *args) -> GenResult:
+            return replace(
+                super()._result(*args),
+                finish_reason=FinishReason.GRAMMAR,
+                grammar_cut=GrammarCut(num_tokens=2, first_index=5),
+                verification=Verification(equal=False, first_difference=3, gap=1e-6),
+            )
+
+    @sgl.function
+    def program(s):
+        s += "a" + sgl.gen("x", max_tokens=64)
+
+    with Closing() as backend, FakeBackend() as plain:
+        meta, other = (program.run(backend=each).get_meta_info("x") for each in (backend, plain))
+    assert meta["finish_reason"] == "grammar"
+    assert meta["grammar_cut"] == {"num_tokens": 2, "first_index": 5}
+    assert meta["verification"] == {"equal": False, "first_difference": 3, "gap": 1e-6}
+    assert other["grammar_cut"] is other["verification"] is other["logprobs"] is None
 
 
 def test_options_that_only_disagree_together_fail_the_gen(backend: FakeBackend) -> None:

@@ -68,14 +68,27 @@ def test_ids_of_constants_are_those_of_the_whole_text_encoded_at_once(merging_co
     def program(s):
         for kind, text in parts:
             append(s, kind, text)
-        s += sgl.gen("x")
+        s += sgl.gen("x", heal=False)
 
     with FakeBackend(codec=merging_codec) as backend:
         program.run(backend=backend, **OPTIONS)
         assert backend.requests[0].input_ids == whole_ids(merging_codec, parts)
 
 
-steps = st.lists(st.one_of(constants, st.just(("gen", "")), st.just(("select", "")), st.just(("fork", ""))), max_size=10)
+class RecordingBackend(FakeBackend):
+    """Keeps the results, in order of the requests."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.handles: list[Handle[GenResult]] = []
+
+    def submit(self, request: GenRequest) -> Handle[GenResult]:
+        self.handles.append(super().submit(request))
+        return self.handles[-1]
+
+
+gens = st.sampled_from(["space", "token", False]).map(lambda heal: ("gen", heal))
+steps = st.lists(st.one_of(constants, gens, st.just(("select", "")), st.just(("fork", ""))), max_size=10)
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,7 +103,7 @@ def test_every_request_extends_what_its_stream_sent_and_received_before(merging_
         for kind, text in parts:
             streams[:] = [s]
             if kind == "gen":
-                s += sgl.gen(f"v{number}")
+                s += sgl.gen(f"v{number}", heal=text)
                 s[f"v{number}"]
                 number += 1
             elif kind == "select":
@@ -103,11 +116,11 @@ def test_every_request_extends_what_its_stream_sent_and_received_before(merging_
         s += sgl.gen("last")
 
     reply = "ab cd"
-    with FakeBackend(lambda ids, params: reply, codec=merging_codec) as backend:
+    with RecordingBackend(lambda ids, params: reply, codec=merging_codec) as backend:
         program.run(backend=backend, **OPTIONS)
-        output = merging_codec.encode(reply)
-        for before, after in zip(backend.requests, backend.requests[1:], strict=False):
-            history = before.input_ids + output
+        results = [handle.result(0) for handle in backend.handles]
+        for before, result, after in zip(backend.requests, results, backend.requests[1:], strict=False):
+            history = before.input_ids + result.healed_ids + result.token_ids
             assert after.input_ids[: len(history)] == history
         last = backend.requests[-1].input_ids
         assert all(last[: len(request.input_ids)] == request.input_ids for request in backend.scores)

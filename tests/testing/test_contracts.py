@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+import unittest
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
+from sgl_core.backend import Capabilities
+from sgl_core.errors import NotYetAvailableError
 from sgl_core.testing import BackendContract, ByteCodec, CodecContract, FakeBackend
+from sgl_core.types import GenRequest, GenResult
 
 
 class TestFakeBackend(BackendContract):
@@ -62,3 +67,42 @@ def test_the_backend_contract_notices_a_backend_that_takes_an_empty_prompt() -> 
 
     with Lenient() as backend, pytest.raises(AssertionError):
         BackendContract().test_an_empty_prompt_is_refused_at_submit(backend)
+
+
+def test_the_backend_contract_notices_healed_text_in_the_output() -> None:
+    class Doubling(FakeBackend):
+        def _result(self, request: GenRequest, *args) -> GenResult:
+            result = super()._result(request, *args)
+            return replace(result, text=request.heal + result.text)
+
+    with Doubling() as backend, pytest.raises(AssertionError):
+        BackendContract().test_text_to_be_healed_is_spelled_before_the_output_and_is_no_part_of_it(backend)
+
+
+def test_the_backend_contract_notices_log_probabilities_of_other_tokens() -> None:
+    class Shifted(FakeBackend):
+        def _result(self, *args) -> GenResult:
+            result = super()._result(*args)
+            return replace(result, logprobs=result.logprobs and result.logprobs[1:])
+
+    with Shifted() as backend, pytest.raises(AssertionError):
+        BackendContract().test_log_probabilities_are_reported_for_each_token_with_the_likeliest_others(backend)
+
+
+def test_the_backend_contract_skips_what_a_backend_does_not_do() -> None:
+    class Lesser(FakeBackend):
+        capabilities = Capabilities()
+
+        def submit(self, request: GenRequest):
+            if request.params.n != 1:
+                raise NotYetAvailableError("one at a time")
+            return super().submit(request)
+
+    contract = BackendContract()
+    with Lesser() as backend:
+        for test in (
+            contract.test_text_to_be_healed_is_spelled_before_the_output_and_is_no_part_of_it,
+            contract.test_several_completions_have_seeds_of_their_own_and_can_be_repeated,
+        ):
+            with pytest.raises(unittest.SkipTest):
+                test(backend)

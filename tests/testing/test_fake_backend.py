@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
-from sgl_core.errors import EngineShutdown, InvalidArgumentError, NotYetAvailableError, RequestAborted
+from sgl_core.errors import EngineShutdown, GrammarError, InvalidArgumentError, NotYetAvailableError, RequestAborted
 from sgl_core.testing import FakeBackend
 from sgl_core.types import FinishReason, GenRequest, PrefetchRequest, SamplingParams, ScoreRequest
 
@@ -142,9 +143,84 @@ def test_scores_depend_on_what_stands_before_a_token_and_on_nothing_else() -> No
     assert other[0] != first[0]
 
 
-def test_several_completions_of_one_request_are_refused() -> None:
-    with FakeBackend() as backend, pytest.raises(NotYetAvailableError):
-        backend.submit(request(n=2))
+def test_each_of_several_completions_is_a_reply_of_its_own() -> None:
+    seeds = []
+
+    def reply(ids: tuple[int, ...], params: SamplingParams) -> str:
+        seeds.append(params.seed)
+        return f"reply {len(seeds)}"
+
+    with FakeBackend(reply) as backend:
+        results = backend.submit(request(n=3, temperature=1.0)).result(WAIT_S)
+        assert backend.submit(request(temperature=1.0, seed=5)).result(WAIT_S).seed == 5
+    assert [result.text for result in results] == ["reply 1", "reply 2", "reply 3"]
+    assert [result.seed for result in results] == seeds[:3]
+    assert len(set(seeds)) == 4
+
+
+def test_aborting_several_completions_ends_all_of_them() -> None:
+    with FakeBackend(latency_s=WAIT_S) as backend:
+        handle = backend.submit(request(n=2))
+        handle.abort()
+        assert [result.finish_reason for result in handle.result(WAIT_S)] == [FinishReason.ABORT] * 2
+
+
+def test_healing_changes_neither_what_a_reply_sees_nor_the_text() -> None:
+    with FakeBackend(lambda ids, params: f"{bytes(ids).decode()}|") as backend:
+        plain = backend.submit(request("hi  ")).result(WAIT_S)
+        healed = backend.submit(replace(request("hi "), heal=" ")).result(WAIT_S)
+    assert healed.text == plain.text == "hi  |"
+    assert healed.token_ids == plain.token_ids
+    assert (healed.healed_ids, plain.healed_ids) == (tuple(b" "), ())
+    assert healed.usage == plain.usage
+
+
+def test_a_stop_string_is_not_found_in_healed_text() -> None:
+    with FakeBackend(lambda ids, params: "one two") as backend:
+        result = backend.submit(replace(request(stop=" "), heal=" ")).result(WAIT_S)
+    assert (result.text, result.token_ids, result.healed_ids) == ("one", tuple(b"one"), tuple(b" "))
+
+
+def test_a_budget_counts_what_comes_behind_healed_text() -> None:
+    with FakeBackend(lambda ids, params: "abcdef") as backend:
+        result = backend.submit(replace(request(max_new_tokens=2), heal="  ")).result(WAIT_S)
+    assert (result.text, result.finish_reason, result.usage.completion_tokens) == ("ab", FinishReason.LENGTH, 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({"stop_regex": "[0-9]+"}, "one "),
+        ({"stop_regex": "[0-9]+", "stop": "n"}, "o"),
+        ({"stop_regex": "o", "stop": "n"}, ""),
+        ({"stop_regex": "x*"}, "one 22 two"),
+    ],
+)
+def test_whatever_ends_first_of_a_stop_pattern_and_the_stop_strings_cuts_the_reply(params: dict, text: str) -> None:
+    with FakeBackend(lambda ids, params: "one 22 two") as backend:
+        assert backend.submit(request(**params)).result(WAIT_S).text == text
+
+
+def test_a_broken_stop_pattern_is_refused() -> None:
+    with FakeBackend() as backend, pytest.raises(GrammarError, match="stop_regex"):
+        backend.submit(request(stop_regex="(secret"))
+
+
+def test_constraints_are_refused_unless_a_reply_honours_them() -> None:
+    constraints = ({"regex": "a"}, {"json_schema": {}}, {"grammar": "start: /a/"}, {"choices": ["a"]})
+    with FakeBackend() as without, FakeBackend(lambda ids, params: "a") as backend:
+        for constraint in constraints:
+            with pytest.raises(NotYetAvailableError, match=next(iter(constraint))):
+                without.submit(request(**constraint))
+            assert backend.submit(request(**constraint)).result(WAIT_S).text == "a"
+
+
+def test_reported_log_probabilities_are_those_that_scoring_gives() -> None:
+    with FakeBackend() as backend:
+        result = backend.submit(request("abc", logprobs=2, prompt_logprobs=True)).result(WAIT_S)
+        scored = backend.score(ScoreRequest(tuple(b"a"), (tuple(b"bc") + result.token_ids,))).result(WAIT_S)
+        reported = (*result.prompt_logprobs[1:], *result.logprobs)
+        assert tuple(entry.logprob for entry in reported) == scored.token_logprobs[0]
 
 
 def test_scoring_nothing_is_refused() -> None:

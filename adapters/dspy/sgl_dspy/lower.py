@@ -24,7 +24,7 @@ SUPPORTED_PARAMS: Final = frozenset(
 
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 _ROLES: Final = {"developer": "system", "user": "user", "assistant": "assistant"}
-_FINISH: Final = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+_FINISH: Final = {FinishReason.STOP: "stop", FinishReason.GRAMMAR: "stop", FinishReason.LENGTH: "length"}
 
 
 def gen_request(request: lm15.Request, backend: Backend) -> GenRequest:

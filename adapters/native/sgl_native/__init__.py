@@ -17,6 +17,7 @@ from sgl_core.errors import (
     EngineError,
     EngineShutdown,
     EngineStepError,
+    GrammarError,
     InvalidArgumentError,
     MissingExtraError,
     ModelError,
@@ -35,6 +36,7 @@ from sgl_core.errors import (
     UnknownOptionError,
     UnsupportedModelError,
     VariableNotFoundError,
+    VerificationError,
 )
 from sgl_core.language import (
     Expr,
@@ -81,6 +83,7 @@ __all__ = [
     "ForkGroup",
     "GenDelta",
     "GenResult",
+    "GrammarError",
     "InvalidArgumentError",
     "MissingExtraError",
     "ModelError",
@@ -103,6 +106,7 @@ __all__ = [
     "UnsupportedModelError",
     "Usage",
     "VariableNotFoundError",
+    "VerificationError",
     "__version__",
     "assistant",
     "assistant_begin",
