@@ -7,14 +7,19 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 # Before torch is imported, by whoever imports it first: tests share the machine. Light tests then need not import it at all.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-from sgl_core.config import Environment
+from sgl_core.config import EngineConfig, Environment
 from sgl_core.testing.tiny_models import build_tiny_model
+
+if TYPE_CHECKING:
+    from sgl_core.runtime.codec import LocalCodec
+    from sgl_core.runtime.model_loader import LoadedModel
 
 _GUARD_INTERVAL_S = 30
 """Long enough for pytest to write its report of the failure in between."""
@@ -102,6 +107,22 @@ def embedded_folder(embedded_gguf: Path, model_cache: Path) -> Path:
 
     env = Environment(model_cache, None, frozenset())
     return convert_gguf(resolve_model(str(embedded_gguf), env), env).path
+
+
+@pytest.fixture(scope="session")
+def embedded_model(embedded_folder: Path) -> LoadedModel:
+    """The embedded model in float32, loaded once for all engines that may share weights: ``Engine(loaded=embedded_model)``."""
+    from sgl_core.runtime.startup import load
+
+    return load(EngineConfig(str(embedded_folder), dtype="float32"))[0]
+
+
+@pytest.fixture(scope="session")
+def embedded_codec(embedded_folder: Path) -> LocalCodec:
+    """The embedded model's codec, without its weights."""
+    from sgl_core.runtime.codec import LocalCodec
+
+    return LocalCodec.from_folder(embedded_folder)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import sgl_native as sgl
+from sgl_core.runtime.model_loader import LoadedModel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WAIT_S = 600.0
@@ -28,8 +29,8 @@ def example(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def shared(embedded_folder: Path) -> Iterator[Any]:
-    with sgl.Engine(str(embedded_folder), dtype="float32", cache_tokens=16_384) as engine:
+def shared(embedded_model: LoadedModel) -> Iterator[Any]:
+    with sgl.Engine(loaded=embedded_model, cache_tokens=16_384) as engine:
         yield engine
 
 

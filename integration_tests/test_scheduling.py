@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sgl_native as sgl
-from sgl_core.config import EngineConfig
 from sgl_core.runtime.model_loader import LoadedModel
-from sgl_core.runtime.startup import load
 
 ESSAY = "The tide comes in twice a day, and each time it leaves the harbour a little different from what it was. " * 46
-QUESTIONS = [f" Question {i}: what does line {i} say about boats?" for i in range(12)]
-PARAMS = sgl.SamplingParams(max_new_tokens=16, ignore_eos=True)
+QUESTIONS = [f" Question {i}: what does line {i} say about boats?" for i in range(8)]
+PARAMS = sgl.SamplingParams(max_new_tokens=12, ignore_eos=True)
 WAIT_S = 600.0
 
 
 @pytest.fixture(scope="module")
-def model(embedded_folder: Path) -> LoadedModel:
-    """The embedded model, loaded once for all engines."""
-    return load(EngineConfig(str(embedded_folder), dtype="float32"))[0]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(model: LoadedModel) -> list[str]:
+def undisturbed(embedded_model: LoadedModel) -> list[str]:
     """Texts of the questions, each alone in an engine that has room for everything and shares nothing."""
-    with sgl.Engine(loaded=model, prefix_cache=False, cache_tokens=8_192) as engine:
+    with sgl.Engine(loaded=embedded_model, prefix_cache=False, cache_tokens=8_192) as engine:
         return [engine.submit(ESSAY[:600] + question, PARAMS).result(WAIT_S).text for question in QUESTIONS]
 
 
-def texts_under(model: LoadedModel, **options: Any) -> tuple[list[str], Any]:
-    with sgl.Engine(loaded=model, **options) as engine:
+def texts_under(embedded_model: LoadedModel, **options: Any) -> tuple[list[str], Any]:
+    with sgl.Engine(loaded=embedded_model, **options) as engine:
         results = engine.generate([ESSAY[:600] + question for question in QUESTIONS], PARAMS)
         engine.check_invariants()
         return [result.text for result in results], engine.stats()
 
 
-def test_a_cold_fan_out_of_sixty_four_computes_its_prefix_once(model: LoadedModel) -> None:
-    with sgl.Engine(loaded=model, cache_tokens=16_384) as engine:
+def test_a_cold_fan_out_of_sixty_four_computes_its_prefix_once(embedded_model: LoadedModel) -> None:
+    with sgl.Engine(loaded=embedded_model, cache_tokens=16_384) as engine:
         prefix = engine.codec.encode(ESSAY)[:1_000]
         assert len(prefix) == 1_000
         tails = [engine.codec.encode(f" {i}. Why?") for i in range(64)]
@@ -54,21 +45,21 @@ def test_a_cold_fan_out_of_sixty_four_computes_its_prefix_once(model: LoadedMode
     assert computed[-2] <= max(map(len, tails)), "a second request computed the prefix"
 
 
-def test_chunks_a_small_pool_and_retraction_change_no_text(model: LoadedModel, undisturbed: list[str]) -> None:
-    together, _ = texts_under(model, cache_tokens=8_192)
+def test_chunks_a_small_pool_and_retraction_change_no_text(embedded_model: LoadedModel, undisturbed: list[str]) -> None:
+    together, _ = texts_under(embedded_model, cache_tokens=8_192)
     assert together == undisturbed
-    chunked, stats = texts_under(model, cache_tokens=8_192, prefill_chunk_tokens=33)
+    chunked, stats = texts_under(embedded_model, cache_tokens=8_192, prefill_chunk_tokens=33)
     assert chunked == undisturbed
-    assert stats.num_steps > 16 + len(ESSAY[:600]) // 200
-    squeezed, stats = texts_under(model, cache_tokens=260)
+    assert stats.num_steps > PARAMS.max_new_tokens + len(ESSAY[:600]) // 200
+    squeezed, stats = texts_under(embedded_model, cache_tokens=260)
     assert squeezed == undisturbed
     assert stats.evicted_tokens > 0
 
 
 def test_a_request_that_makes_way_for_a_higher_priority_gives_its_text_all_the_same(
-    model: LoadedModel, undisturbed: list[str]
+    embedded_model: LoadedModel, undisturbed: list[str]
 ) -> None:
-    with sgl.Engine(loaded=model, cache_tokens=4_096, max_running=1) as engine:
+    with sgl.Engine(loaded=embedded_model, cache_tokens=4_096, max_running=1) as engine:
         under_way = threading.Event()
         low = engine.submit(ESSAY[:600] + QUESTIONS[0], PARAMS)
         low.add_delta_callback(lambda _: under_way.set())
@@ -79,13 +70,13 @@ def test_a_request_that_makes_way_for_a_higher_priority_gives_its_text_all_the_s
         assert engine.stats().num_retractions == 1
 
 
-def test_a_retracted_generation_with_a_seed_draws_the_same_tokens(model: LoadedModel) -> None:
-    params = sgl.SamplingParams(max_new_tokens=48, ignore_eos=True, temperature=0.8, top_k=20, seed=11)
+def test_a_retracted_generation_with_a_seed_draws_the_same_tokens(embedded_model: LoadedModel) -> None:
+    params = sgl.SamplingParams(max_new_tokens=28, ignore_eos=True, temperature=0.8, top_k=20, seed=11)
     prompts = [f"Write down number {i}." for i in range(6)]
     texts = {}
-    for pool in (4_096, 120):
-        with sgl.Engine(loaded=model, cache_tokens=pool) as engine:
+    for pool in (4_096, 72):
+        with sgl.Engine(loaded=embedded_model, cache_tokens=pool) as engine:
             texts[pool] = [result.text for result in engine.generate(prompts, params)]
             stats = engine.stats()
     assert stats.num_retractions > 0
-    assert texts[120] == texts[4_096]
+    assert texts[72] == texts[4_096]

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from sgl_core.errors import InvalidArgumentError, ModelFormatError, ModelNotFoundError, TemplateError
 from sgl_core.runtime.chat_template import ROLES, Pieces, TemplateRenderer, TurnPieces
-from sgl_core.runtime.detokenizer import StreamDecoder
+from sgl_core.runtime.detokenizer import StopMatcher, StreamDecoder
 from sgl_core.types import TurnState
 
 __all__ = ["LocalCodec"]
@@ -69,6 +69,7 @@ class LocalCodec:
         spelled = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         renderer = TemplateRenderer(source, spelled) if source is not None else None
         serialised = _with_framing_tokens(backend, renderer)
+        self._serialised = serialised
         self._trusted = _clone(serialised, controls=True)
         self._plain = _clone(serialised, controls=False)
         self._fingerprint = hashlib.sha256(f"{serialised}\0{source}".encode()).hexdigest()[:32]
@@ -115,6 +116,11 @@ class LocalCodec:
     def fingerprint(self) -> str:
         """Identifies vocabulary, merges, splits and template."""
         return self._fingerprint
+
+    @property
+    def serialised(self) -> str:
+        """The tokenizer as JSON text, every control token marked special; for those who build their own from it."""
+        return self._serialised
 
     @property
     def vocab_size(self) -> int:
@@ -289,9 +295,18 @@ class LocalCodec:
             pieces += self.open_turn("assistant", turns)
         return self._join(pieces)
 
-    def stream_decoder(self, stops: Sequence[str] = (), prompt_ids: Sequence[int] = ()) -> StreamDecoder:
-        """A decoder for one generation that continues ``prompt_ids``."""
-        return StreamDecoder(self._trusted, stops, prompt_ids=prompt_ids, control_ids=self._control_ids)
+    def stream_decoder(
+        self,
+        stops: Sequence[str] = (),
+        prompt_ids: Sequence[int] = (),
+        *,
+        stop_regex: StopMatcher | None = None,
+        skip: str = "",
+    ) -> StreamDecoder:
+        """A decoder for one generation that continues ``prompt_ids``; see ``StreamDecoder`` for the arguments."""
+        return StreamDecoder(
+            self._trusted, stops, stop_regex=stop_regex, prompt_ids=prompt_ids, control_ids=self._control_ids, skip=skip
+        )
 
     def self_test(self) -> bool:
         """Join two conversations from pieces and compare them with the template's whole rendering.

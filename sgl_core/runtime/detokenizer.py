@@ -1,8 +1,8 @@
-"""Token ids to text, one token at a time, cut before a stop string.
+"""Token ids to text, one token at a time, cut before a stop string or a match of a stop pattern.
 
 The engine makes one ``StreamDecoder`` per generation (``LocalCodec.stream_decoder``) and pushes every sampled token. The
-decoder owns the bytes of a character that is not complete yet and the text that may turn out to be the start of a stop
-string; everything else is handed out at once. Each token is decoded once: the cost of a push does not grow with the
+decoder owns the bytes of a character that is not complete yet and the text that may turn out to be the start of a
+stop; everything else is handed out at once. Each token is decoded once: the cost of a push does not grow with the
 length of the output.
 """
 
@@ -16,9 +16,11 @@ from tokenizers import Tokenizer, decoders
 
 from sgl_core.errors import InvalidArgumentError
 
-__all__ = ["StreamDecoder"]
+__all__ = ["StopMatcher", "StreamDecoder"]
 
 _REPLACEMENT = "\ufffd"
+_REPLACEMENT_BYTES = ("<0xEF>", "<0xBF>", "<0xBD>")
+"""Its tokens in vocabularies that fall back to bytes."""
 _MAX_CHAR_TOKENS = 4
 """No UTF-8 character has more bytes, so text that still ends in U+FFFD after this many tokens is damaged, not incomplete."""
 _CONTEXT_TOKENS = 4
@@ -93,9 +95,14 @@ class _WindowSource:
             return ""
         self._window.append(token)
         text = self._decode(self._window)
-        if text.endswith(_REPLACEMENT) and len(self._window) - self._known_tokens < _MAX_CHAR_TOKENS:
+        fresh = len(self._window) - self._known_tokens
+        if text.endswith(_REPLACEMENT) and fresh < _MAX_CHAR_TOKENS and not self._spells_replacement():
             return ""
         return self._settle(text)
+
+    def _spells_replacement(self) -> bool:
+        """Whether U+FFFD is what the last bytes mean, not what they lack: it is a character of its own, and complete."""
+        return tuple(map(self._tokenizer.id_to_token, self._window[-3:])) == _REPLACEMENT_BYTES
 
     def _settle(self, text: str) -> str:
         fresh = self._window[self._known_tokens :]
@@ -114,7 +121,22 @@ class _WindowSource:
         return "" if self.is_complete() else self._settle(self._decode(self._window))
 
 
-class _StopMatcher:
+class StopMatcher(Protocol):
+    """Looks for one stop in a text that comes character by character."""
+
+    @property
+    def matched(self) -> int:
+        """Characters at the end of the text so far that may belong to a match."""
+
+    @property
+    def stop(self) -> str:
+        """The text that matched, once ``feed`` has said so."""
+
+    def feed(self, char: str) -> bool:
+        """Take one character; True when a match ends with it."""
+
+
+class _StopString:
     """Knuth-Morris-Pratt over one stop string; ``matched`` is how much of it the text so far ends with."""
 
     def __init__(self, stop: str) -> None:
@@ -140,16 +162,18 @@ class _StopMatcher:
 class StreamDecoder:
     """The text of one generation. Not thread-safe: one owner pushes.
 
-    The stop string whose **end** comes first wins; among several that end at the same character, the one that starts
-    first (the longest). What ``push`` and ``finish`` return concatenates to ``text``. Without stop strings ``text`` is
+    The stop (string or pattern) whose **end** comes first wins; among several that end at the same character, the one that
+    starts first (the longest). What ``push`` and ``finish`` return concatenates to ``text``. Without stops ``text`` is
     ``codec.decode(ids)`` of everything pushed; control tokens have no text.
 
     Args:
         tokenizer: read only; may be shared.
         stops: stop strings, none empty.
+        stop_regex: the matcher of a stop pattern, for this generation alone.
         prompt_ids: what the tokens continue. It decides only whether a SentencePiece vocabulary keeps the space of its
             first word; empty means that the output begins a text.
         control_ids: tokens without text.
+        skip: text that the tokens spell first and that is none of the output: healed text of the prompt.
 
     Raises:
         InvalidArgumentError: a stop string is empty or no str.
@@ -160,13 +184,18 @@ class StreamDecoder:
         tokenizer: Tokenizer,
         stops: Sequence[str] = (),
         *,
+        stop_regex: StopMatcher | None = None,
         prompt_ids: Sequence[int] = (),
         control_ids: frozenset[int] = frozenset(),
+        skip: str = "",
     ) -> None:
         if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
             raise InvalidArgumentError("stops", stops, "a sequence of non-empty strings")
         self._control_ids = control_ids
-        self._matchers = [_StopMatcher(stop) for stop in stops]
+        self._left_to_skip = len(skip)
+        self._matchers: list[StopMatcher] = [_StopString(stop) for stop in stops]
+        if stop_regex is not None:
+            self._matchers.append(stop_regex)
         self._source: _TextSource
         if isinstance(tokenizer.decoder, decoders.ByteLevel):
             self._source = _ByteLevelSource(tokenizer)
@@ -188,7 +217,7 @@ class StreamDecoder:
 
     @property
     def matched_stop(self) -> str | None:
-        """The stop string that ended the text, or None."""
+        """The stop string that ended the text, or what the stop pattern matched, or None."""
         return self._matched_stop
 
     @property
@@ -202,10 +231,14 @@ class StreamDecoder:
         return self._behind
 
     def push(self, token: int) -> str:
-        """Take one token and return the text that is certain now. After a match tokens are ignored."""
+        """Take one token and return the text that is certain now. After a match tokens are ignored.
+
+        Raises:
+            GrammarError: the stop pattern is too complex to follow through this text.
+        """
         if self._matched_stop is not None:
             return ""
-        text = "" if token in self._control_ids else self._source.push(token)
+        text = "" if token in self._control_ids else self._behind_skipped(self._source.push(token))
         self._boundaries.append(self._chars + len(text) if self._source.is_complete() else None)
         return self._take(text)
 
@@ -213,11 +246,16 @@ class StreamDecoder:
         """Hand out what was held back: the generation has ended. Incomplete bytes become U+FFFD. Idempotent."""
         if self._matched_stop is not None:
             return ""
-        out = self._take(self._source.flush())
+        out = self._take(self._behind_skipped(self._source.flush()))
         if self._matched_stop is None:
             self._emitted.append(self._held)
             out, self._held = out + self._held, ""
         return out
+
+    def _behind_skipped(self, text: str) -> str:
+        skipped = min(self._left_to_skip, len(text))
+        self._left_to_skip -= skipped
+        return text[skipped:]
 
     def _take(self, text: str) -> str:
         """Look for stops in ``text`` and hand out what no stop can still claim."""

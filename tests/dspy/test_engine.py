@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import dataclasses
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dspy import lm15
 from sgl_core import errors
 from sgl_core.errors import InvalidArgumentError, UnknownOptionError
 from sgl_core.testing import FakeBackend
+from sgl_core.types import FinishReason
 from sgl_dspy import SglAsyncEngine, SglEngine
 
 WAIT_S = 60.0
@@ -49,6 +51,16 @@ def test_complete_answers_with_text_reason_and_usage(ask):
 
 def test_a_budget_that_is_reached_says_length(backend, ask):
     assert SglEngine(backend).complete(ask(max_tokens=3)).finish_reason == "length"
+
+
+def test_an_output_that_the_budget_closed_as_its_grammar_demands_has_stopped(ask):
+    class Closing(FakeBackend):
+        def _result(self, *args):
+            return dataclasses.replace(super()._result(*args), finish_reason=FinishReason.GRAMMAR)
+
+    with Closing() as backend:
+        assert SglEngine(backend).complete(ask()).finish_reason == "stop"
+        assert list(SglEngine(backend).stream(ask()))[-1].finish_reason == "stop"
 
 
 def test_an_empty_reply_is_an_empty_text(ask):

@@ -41,6 +41,12 @@ def test_cached_prompt_tokens_are_reported_as_cache_read():
     assert closing_chunk(result, "m").usage_metadata["input_token_details"] == {"cache_read": 40}
 
 
+def test_an_output_that_the_budget_closed_as_its_grammar_demands_says_so():
+    result = GenResult("{}", (1, 2), FinishReason.GRAMMAR, Usage(5, 0, 2))
+    assert answer(result, "m").response_metadata["finish_reason"] == "grammar"
+    assert closing_chunk(result, "m").response_metadata["finish_reason"] == "grammar"
+
+
 def test_the_answer_is_the_same_whichever_way_it_is_asked_for(engine):
     chat = ChatSgl(engine=engine)
     question = [HumanMessage("What is a tide?")]

@@ -1,7 +1,7 @@
 """Streaming text against full decodes, and stop strings against a search over the whole text."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from sgl_core.errors import InvalidArgumentError
+from sgl_core.runtime.codec import LocalCodec
 from sgl_core.runtime.detokenizer import StreamDecoder
 
 SCRIPTS = {
@@ -248,3 +249,123 @@ def test_long_random_streams_hold_back_no_more_than_a_stop_could_claim(byte_leve
 def test_a_stop_must_be_a_non_empty_string(stops: tuple[str, ...], byte_level: Tokenizer) -> None:
     with pytest.raises(InvalidArgumentError, match="non-empty strings"):
         StreamDecoder(byte_level, stops)
+
+
+# ---- the figures of R15: bulk, on the embedded model's vocabulary and on one with byte fallback ------------------------
+NUM_STRINGS = 5_000
+NUM_ID_SEQUENCES = 4_000
+SOAK_SEEDS = 20
+SOAK_ID_SEQUENCES = 50_000
+
+Figure = Callable[[str, Mapping[str, int]], None]
+
+
+@pytest.fixture(scope="module")
+def smollm(embedded_codec: LocalCodec) -> Tokenizer:
+    return embedded_codec._trusted
+
+
+def pieces_of(text: str, cut: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of both sides of the cut, encoded apart as a program would whose text arrives in two pieces."""
+    return [id_ for side in (text[:cut], text[cut:]) for id_ in tokenizer.encode(side, add_special_tokens=False).ids]
+
+
+def mixed_text(rng: random.Random) -> str:
+    """Up to three scripts in one string, cut anywhere: words and clusters of characters need not be whole."""
+    parts = []
+    for _ in range(rng.randint(1, 3)):
+        script = SCRIPTS[rng.choice(list(SCRIPTS))]
+        start = rng.randrange(len(script))
+        parts.append(script[start : start + rng.randint(1, 12)])
+    return rng.choice(["", " ", "\n", "  "]).join(parts)
+
+
+def assert_streams_to_its_decode(tokenizer: Tokenizer, ids: Sequence[int], specials: frozenset[int]) -> None:
+    decoder = StreamDecoder(tokenizer, control_ids=specials)
+    joined = "".join(map(decoder.push, ids)) + decoder.finish()
+    assert joined == decoder.text == tokenizer.decode(list(ids), skip_special_tokens=True)
+    assert decoder.kept_tokens == len(ids)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_prefix_and_suffix_of_every_split_streams_to_its_decode(script: str, smollm: Tokenizer, figure: Figure) -> None:
+    text, specials = SCRIPTS[script], control_ids(smollm)
+    sequences = set()
+    for cut in range(len(text) + 1):
+        ids = pieces_of(text, cut, smollm)
+        sequences |= {tuple(part) for end in range(len(ids) + 1) for part in (ids[:end], ids[end:])}
+    for part in sequences:
+        assert_streams_to_its_decode(smollm, part, specials)
+    figure("R15 detokeniser", {"splits of scripts": len(text) + 1, "token sequences": len(sequences)})
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_split_streams_to_its_decode_with_byte_fallback(script: str, sentencepiece: Tokenizer, figure: Figure) -> None:
+    """Splits of whole characters only: ``decode`` turns a whole run of byte tokens into U+FFFD when one of them is damaged,
+    characters included that a stream has handed out long before.
+    """
+    text, specials = SCRIPTS[script], control_ids(sentencepiece)
+    for cut in range(len(text) + 1):
+        assert_streams_to_its_decode(sentencepiece, pieces_of(text, cut, sentencepiece), specials)
+    figure("R15 detokeniser", {"splits of scripts": len(text) + 1, "token sequences": len(text) + 1})
+
+
+@pytest.mark.parametrize("kind", ["smollm", "sentencepiece"])
+def test_thousands_of_strings_stream_to_their_decode(kind: str, request: pytest.FixtureRequest, figure: Figure) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(kind)
+    rng, specials = random.Random(15), control_ids(tokenizer)
+    for _ in range(NUM_STRINGS):
+        text = mixed_text(rng)
+        assert_streams_to_its_decode(tokenizer, pieces_of(text, rng.randint(0, len(text)), tokenizer), specials)
+    figure("R15 detokeniser", {"strings": NUM_STRINGS})
+
+
+def test_a_replacement_character_of_the_text_itself_harms_nothing_behind_it(sentencepiece: Tokenizer) -> None:
+    for text in ("\ufffdр", "\ufffd\ufffd界", "a\ufffd🚀"):
+        ids = sentencepiece.encode(text, add_special_tokens=False).ids
+        assert stream(sentencepiece, ids)[1] == sentencepiece.decode(ids) == text
+
+
+def stream_random_ids(tokenizer: Tokenizer, seed: int, count: int, specials: frozenset[int]) -> None:
+    """Ids from the whole vocabulary, and in every other sequence mostly from what spells single bytes."""
+    rng = random.Random(seed)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    fragments = sorted({id_ for text in SCRIPTS.values() for id_ in tokenizer.encode(text, add_special_tokens=False).ids})
+    for index in range(count):
+        pool: Sequence[int] = fragments if index % 2 else range(size)
+        assert_streams_to_its_decode(tokenizer, rng.choices(pool, k=rng.randint(1, 24)), specials)
+
+
+def test_thousands_of_random_id_sequences_stream_to_their_decode(smollm: Tokenizer, figure: Figure) -> None:
+    stream_random_ids(smollm, 1, NUM_ID_SEQUENCES, control_ids(smollm))
+    figure("R15 detokeniser", {"random id sequences": NUM_ID_SEQUENCES})
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(SOAK_SEEDS))
+def test_a_million_random_id_sequences_stream_to_their_decode(smollm: Tokenizer, seed: int, figure: Figure) -> None:
+    stream_random_ids(smollm, 100 + seed, SOAK_ID_SEQUENCES, control_ids(smollm))
+    figure("R15 detokeniser", {"random id sequences": SOAK_ID_SEQUENCES})
+
+
+def test_stops_across_the_seams_of_every_script_cut_text_and_ids_alike(smollm: Tokenizer, figure: Figure) -> None:
+    rng = random.Random(16)
+    seams = 0
+    for text in SCRIPTS.values():
+        for cut in range(1, len(text)):
+            stop = text[max(0, cut - rng.randint(1, 3)) : cut + rng.randint(1, 3)]
+            ids = pieces_of(text, cut, smollm)
+            decoder, joined = stream(smollm, ids, (stop,))
+            expected = text[: text.index(stop)]
+            assert (joined, decoder.text, decoder.matched_stop) == (expected, expected, stop)
+            kept = ids[: decoder.kept_tokens]
+            assert smollm.decode(kept) + decoder.text_behind_ids == expected
+            assert not expected.startswith(smollm.decode(ids[: decoder.kept_tokens + 1])), "a whole token was dropped"
+            seams += 1
+    figure("R15 detokeniser", {"stops across seams": seams})
+
+
+def test_a_decoder_that_emits_every_token_at_once_would_be_caught(smollm: Tokenizer) -> None:
+    """The comparison above notices the classic fault: decoding each token by itself."""
+    ids = [id_ for text in SCRIPTS.values() for id_ in smollm.encode(text).ids]
+    assert "".join(smollm.decode([id_]) for id_ in ids) != smollm.decode(ids)
