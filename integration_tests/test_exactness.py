@@ -30,7 +30,7 @@ from sgl_core.testing.histories import (
 )
 from sgl_core.types import GenResult, SamplingParams
 
-NEW_TOKENS = 12
+NEW_TOKENS = 10
 GREEDY = SamplingParams(max_new_tokens=NEW_TOKENS)
 SAMPLED = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=1.0, top_p=0.95, seed=17)
 NUM_FAMILIES = 60
@@ -101,11 +101,10 @@ def prompt_ids(engine: Engine, families: list[Family]) -> list[tuple[int, ...]]:
     return [engine.codec.begin() + engine.codec.encode(prompt) for family in families for prompt in family.prompts]
 
 
-def make_subject(name: str, make_engine: Callable[..., Engine], reference: Any, num_families: int) -> Subject:
-    families = make_families(num_families)
+def make_subject(name: str, make_engine: Callable[..., Engine], reference: Any, families: list[Family]) -> Subject:
     with make_engine() as engine:
         ids, eos = prompt_ids(engine, families), engine.facts.eos_ids
-    assert len(set(ids)) == num_families * len(TAILS)
+    assert len(set(ids)) == len(families) * len(TAILS)
     references = greedy_references(reference, ids, max_new_tokens=NEW_TOKENS, eos_ids=eos)
     return Subject(name, make_engine, families, references)
 
@@ -113,7 +112,7 @@ def make_subject(name: str, make_engine: Callable[..., Engine], reference: Any, 
 @pytest.fixture(scope="module")
 def tiny(tiny_llama: Path) -> Subject:
     make_engine = partial(Engine, str(tiny_llama), dtype="float32", cache_tokens=49_152)
-    return make_subject("tiny", make_engine, reference_model(tiny_llama), NUM_FAMILIES)
+    return make_subject("tiny", make_engine, reference_model(tiny_llama), make_families(NUM_FAMILIES))
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +121,19 @@ def embedded_reference(embedded_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def embedded_20(embedded_model: LoadedModel, embedded_reference: Any) -> Subject:
-    make_engine = partial(Engine, loaded=embedded_model, cache_tokens=2_048)
-    return make_subject("embedded", make_engine, embedded_reference, 4)
+def embedded_engine(embedded_model: LoadedModel) -> Callable[..., Engine]:
+    return partial(Engine, loaded=embedded_model, cache_tokens=2_048)
 
 
 @pytest.fixture(scope="module")
-def embedded_300(embedded_model: LoadedModel, embedded_reference: Any) -> Subject:
-    make_engine = partial(Engine, loaded=embedded_model, cache_tokens=2_048)
-    return make_subject("embedded", make_engine, embedded_reference, NUM_FAMILIES)
+def embedded_20(embedded_engine: Callable[..., Engine], embedded_reference: Any) -> Subject:
+    return make_subject("embedded", embedded_engine, embedded_reference, make_families(4))
+
+
+@pytest.fixture(params=range(SOAK_PARTS))
+def families_of_300(request: pytest.FixtureRequest) -> list[Family]:
+    """One of the parts that 300 prompts are cut into, so that a share of the soak tests runs a share of the prompts."""
+    return make_families(NUM_FAMILIES)[request.param :: SOAK_PARTS]
 
 
 def assert_like_the_reference(subject: Subject, histories: Mapping[str, list[GenResult]], figure: Figure) -> None:
@@ -177,8 +180,9 @@ def test_three_hundred_prompts_are_those_of_transformers_in_every_history(tiny: 
 
 
 def test_forks_of_programs_are_those_of_transformers(tiny: Subject, figure: Figure) -> None:
-    with tiny.make_engine() as engine:
-        assert_like_the_reference(tiny, {"fork": run_forks(engine, tiny.families, NEW_TOKENS)}, figure)
+    share = tiny.share(slice(0, 24))
+    with share.make_engine() as engine:
+        assert_like_the_reference(share, {"fork": run_forks(engine, share.families, NEW_TOKENS)}, figure)
 
 
 def test_without_a_cache_prompts_are_those_of_transformers(tiny: Subject, figure: Figure) -> None:
@@ -194,10 +198,10 @@ def test_the_embedded_model_says_what_it_says_in_transformers_in_every_history(e
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("part", range(SOAK_PARTS))
-def test_three_hundred_prompts_of_the_embedded_model(embedded_300: Subject, part: int, figure: Figure) -> None:
-    share = NUM_FAMILIES // SOAK_PARTS
-    subject = embedded_300.share(slice(part * share, (part + 1) * share))
+def test_three_hundred_prompts_of_the_embedded_model(
+    families_of_300: list[Family], embedded_engine: Callable[..., Engine], embedded_reference: Any, figure: Figure
+) -> None:
+    subject = make_subject("embedded", embedded_engine, embedded_reference, families_of_300)
     assert_like_the_reference(subject, run_histories(subject.make_engine, subject.families, GREEDY, cache_off=True), figure)
 
 
@@ -217,7 +221,7 @@ def test_references_made_together_are_those_made_alone(embedded_20: Subject, emb
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
 def test_a_seed_gives_one_text_in_every_history(tiny: Subject, figure: Figure) -> None:
-    share = tiny.share(slice(0, 24))
+    share = tiny.share(slice(0, 12))
     histories = run_histories(share.make_engine, share.families, SAMPLED)
     assert_all_alike("R6 one seed in every history, tiny model", histories, figure)
 
@@ -276,11 +280,10 @@ def test_deterministic_ids_of_the_embedded_model_do_not_depend_on_history(embedd
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("part", range(SOAK_PARTS))
-def test_three_hundred_deterministic_prompts_of_the_embedded_model(embedded_300: Subject, part: int, figure: Figure) -> None:
-    share = NUM_FAMILIES // SOAK_PARTS
-    subject = embedded_300.share(slice(part * share, (part + 1) * share))
-    histories = run_histories(partial(subject.make_engine, deterministic=True), subject.families, GREEDY, cache_off=True)
+def test_three_hundred_deterministic_prompts_of_the_embedded_model(
+    families_of_300: list[Family], embedded_engine: Callable[..., Engine], figure: Figure
+) -> None:
+    histories = run_histories(partial(embedded_engine, deterministic=True), families_of_300, GREEDY, cache_off=True)
     assert_all_alike("R6 deterministic mode, embedded model", histories, figure)
 
 

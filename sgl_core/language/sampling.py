@@ -5,11 +5,11 @@ Called by the primitives and by ``SglFunction``; the stream combines both into t
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypedDict
 
-from sgl_core.errors import InvalidArgumentError, check_options
+from sgl_core.errors import GrammarError, InvalidArgumentError, check_options
 from sgl_core.types import SamplingParams
 
 __all__ = ["DTYPES", "OPTION_NAMES", "SamplingOptions", "combined_params", "read_as", "sampling_options"]
@@ -79,7 +79,7 @@ def sampling_options(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("n", 1) != 1:
         raise InvalidArgumentError("n", options["n"], "1", "Use s.fork(n) for several continuations of one prompt.")
     if isinstance(options.get("json_schema"), Mapping):  # what the caller does to it later must not reach the node
-        options["json_schema"] = copy.deepcopy(options["json_schema"])
+        options["json_schema"] = _schema_text(options["json_schema"])
     checked = SamplingParams(**options)
     return {name: getattr(checked, name) for name in options}
 
@@ -105,6 +105,19 @@ def _logprob_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("return_logprob") is None:
         return {}
     return {"logprobs": None, "prompt_logprobs": False}  # said outright: not even where ``run`` asks for them
+
+
+def _schema_text(schema: dict[Any, Any]) -> str:
+    """A schema as JSON text: what its owner does to it later must not reach the node.
+
+    Raises:
+        GrammarError: JSON cannot express it.
+    """
+    try:
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = "it holds a value that JSON cannot, contains itself, or is nested too deeply"
+        raise GrammarError("json_schema", reason) from error
 
 
 def combined_params(defaults: Mapping[str, Any], options: Mapping[str, Any], seed: int) -> SamplingParams:

@@ -55,11 +55,12 @@ class StepContext:
         batch = self.batch
         store_kv(k, v, k_pool, v_pool, batch.layout.out_loc)
         window = features.get("sliding_window")
-        if window is not None and window >= max(s.shape[0] for s in batch.kv_slots):
+        if window is not None and window >= batch.sequences.longest:
             features = {**features, "sliding_window": None}
         if all(value is None for value in features.values()):
             return paged_attention(q, k, v, k_pool, v_pool, batch.layout, scale=scale, scratch=self.scratch)
-        return paged_attention_reference(q, k_pool, v_pool, batch.q_lens, batch.kv_slots, scale=scale, **features)
+        q_lens, kv_slots = zip(*batch.sequences.runs, strict=True)
+        return paged_attention_reference(q, k_pool, v_pool, q_lens, kv_slots, scale=scale, **features)
 
 
 @dataclass(slots=True)

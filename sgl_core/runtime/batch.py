@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -45,6 +46,24 @@ class SlotTable:
         return slots
 
 
+class Sequences:
+    """A step's queries, sequence by sequence, for attention that goes through them one by one; made when asked for."""
+
+    def __init__(self, works: tuple[Work, ...], table: SlotTable) -> None:
+        self._works = works
+        self._table = table
+
+    @property
+    def longest(self) -> int:
+        """Keys that any query sees at most."""
+        return max(position + 1 for work in self._works for position in positions_of(work))
+
+    @cached_property
+    def runs(self) -> tuple[tuple[int, torch.Tensor], ...]:
+        """See ``query_runs``, of all works in order."""
+        return tuple(run for work in self._works for run in query_runs(work, self._table))
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The tensors of one step, ``T`` tokens packed.
@@ -52,16 +71,14 @@ class Batch:
     Args:
         input_ids: ``[1, T]`` int64. ``position_ids`` likewise.
         layout: where everything lies.
-        q_lens: queries of each run of packed rows that stand one behind another. ``kv_slots``: per run, the slots of all that
-            its last query sees.
+        sequences: the same queries one sequence after another.
         logit_rows: ``[n]`` int64, packed rows whose logits are needed, in the order of the works.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     layout: StepLayout
-    q_lens: tuple[int, ...]
-    kv_slots: tuple[torch.Tensor, ...]
+    sequences: Sequences
     logit_rows: torch.Tensor
 
 
@@ -94,13 +111,11 @@ def build_batch(plan: StepPlan, table: SlotTable, *, dtype: torch.dtype) -> Batc
         _decode_buckets(plan.works, starts, table, dtype) + _node_buckets(plan.works, starts, device, dtype),
         _extend_rows(plan.works, starts, table),
     )
-    runs = [run for work in plan.works for run in query_runs(work, table)]
     return Batch(
         input_ids=indices(ids).unsqueeze(0),
         position_ids=indices(positions).unsqueeze(0),
         layout=layout,
-        q_lens=tuple(count for count, _ in runs),
-        kv_slots=tuple(slots for _, slots in runs),
+        sequences=Sequences(plan.works, table),
         logit_rows=indices(logit_rows),
     )
 

@@ -190,7 +190,13 @@ class Engine:
             params = SamplingParams() if params is None else params
             request = GenRequest(ids, params, namespace=namespace, priority=priority, timeout_s=timeout_s)
         request_ids: list[str] = []
-        handle = self._new_handle(lambda _: self._loop.abort(request_ids))
+        aborted = threading.Event()
+
+        def abort(_: str) -> None:
+            aborted.set()
+            self._loop.abort(request_ids)
+
+        handle = self._new_handle(abort)
         completions = self._intake.generation(request, handle.id)
         request_ids.extend(queued.id for queued, _ in completions)
         collected = Completions(handle, len(completions)) if len(completions) > 1 else None
@@ -198,20 +204,27 @@ class Engine:
         for index, (queued, decoder) in enumerate(completions):
             receiver: GenReceiver = handle if collected is None else collected.part(index)
             if self.config.verify:
-                receiver = self._verifier(queued, request, receiver, request_ids)
+                receiver = self._verifier(queued, request, receiver, request_ids, aborted)
             tickets[queued.id] = GenTicket(receiver, decoder, index)
         followers = {follower.id for queued, _ in completions for follower in queued.followers}
         leaders = [queued for queued, _ in completions if queued.id not in followers]
         self._loop.add(leaders, tickets, max_queued=self.config.max_queued)
         return handle
 
-    def _verifier(self, original: Request, request: GenRequest, receiver: GenReceiver, ids: list[str]) -> Verifier:
-        """Stands before ``receiver``; ``ids`` gets the replay's, so that an abort ends it too."""
+    def _verifier(
+        self, original: Request, request: GenRequest, receiver: GenReceiver, ids: list[str], aborted: threading.Event
+    ) -> Verifier:
+        """Stands before ``receiver``; ``ids`` gets the replay's, so that an abort ends it too.
+
+        One that was asked for as the first computation ended comes before the replay is queued, and would miss it.
+        """
 
         def replay(second: GenReceiver) -> Request:
             queued, decoder = self._intake.replay(original, request)
             ids.append(queued.id)
             self._loop.add([queued], {queued.id: GenTicket(second, decoder)})
+            if aborted.is_set():
+                self._loop.abort([queued.id])
             return queued
 
         return Verifier(receiver, replay, self._intake.verify_tolerance)

@@ -102,7 +102,7 @@ class EngineLoop:
         with self._door:
             self._check_open()
             waiting = self.num_queued
-            if max_queued is not None and waiting and waiting + len(requests) > max_queued:
+            if max_queued is not None and waiting and waiting + len(tickets) > max_queued:
                 raise QueueFull(
                     f"max_queued={max_queued}: {waiting} requests wait already; try again later or raise max_queued"
                 )

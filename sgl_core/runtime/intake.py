@@ -69,7 +69,9 @@ class Intake:
             texts = [c for c in continuations if isinstance(c, str)]
             planned = plan_spans(self._codec, prompt, texts)
             return ScoreRequest(self._codec.begin() + planned.shared or least_context(self._codec), planned.spans)
-        spans = tuple(self._codec.encode(c) if isinstance(c, str) else tuple(c) for c in continuations)
+        spans = tuple(
+            self._codec.encode(c) if isinstance(c, str) else tuple(_checked_sequence(c, "continuations")) for c in continuations
+        )
         return ScoreRequest(self.prompt_ids(prompt), spans)
 
     # ---- requests ----------------------------------------------------------------------------------------------------
@@ -265,10 +267,10 @@ def deadline_after(seconds: float | None, argument: str = "timeout_s") -> float 
     return time.monotonic() + seconds
 
 
-def _checked_sequence(prompt: Sequence[int]) -> Sequence[int]:
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
-        raise InvalidArgumentError("prompt", type(prompt).__name__, "a str, or a sequence of token ids")
-    return prompt
+def _checked_sequence(ids: Sequence[int], argument: str = "prompt") -> Sequence[int]:
+    if not isinstance(ids, Sequence) or isinstance(ids, bytes | bytearray):
+        raise InvalidArgumentError(argument, type(ids).__name__, "a str, or a sequence of token ids")
+    return ids
 
 
 def _checked_heal(heal: str) -> str:

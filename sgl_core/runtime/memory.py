@@ -126,10 +126,11 @@ class KVMemory:
         return self._scores.known(request.ids[known : len(slots)], slots[known:])
 
     def keep_prompt_scores(self, request: Request) -> None:
-        """Keep a prompt's log-probabilities beside the slots that the tree has for it."""
+        """Keep a prompt's log-probabilities beside its slots: the tree's, and the request's own, which the tree may get yet."""
         if request.use_tree and request.params.prompt_logprobs:
-            slots = self.tree.peek_slots(request.ids[: request.submitted_len], namespace=request.namespace)[1:]
-            self._scores.note(slots, request.logprobs[: len(slots)])
+            cached = self.tree.peek_slots(request.ids[: request.submitted_len], namespace=request.namespace)
+            for slots in (cached[1:], request.slots[1 : request.submitted_len]):
+                self._scores.note(slots, request.logprobs[: len(slots)])
 
     def make_room(self, num_slots: int) -> None:
         """Evict until so many slots are free, if that many can be; prefixes that a waiting request shares go last."""

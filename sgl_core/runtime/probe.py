@@ -100,7 +100,7 @@ def _packed_forward(model: Any, shapes: list[LayerShape], sequences: list[list[i
         works = tuple(Work(r, start, end, start, 0, logit_start=start, sample=False) for r, start, end in phase)
         batch = build_batch(StepPlan(works, ()), table, dtype=model.dtype)
         logits = runner.forward(batch).float()
-        for work, part in zip(works, torch.split(logits, list(batch.q_lens)), strict=True):
+        for work, part in zip(works, torch.split(logits, [work.end - work.start for work in works]), strict=True):
             parts[work.request.row].append(part)
     return [torch.cat(parts[row]) for row in sorted(parts)]
 

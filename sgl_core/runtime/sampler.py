@@ -216,7 +216,9 @@ def _race(logits: torch.Tensor, requests: Sequence[Request]) -> list[Pick]:
                 borders[row] = cut.border
         except Exception as error:  # as in _pick_block
             errors[row] = error
-    times = log_race_times(torch.from_numpy(uniforms).to(scores.device))
+    times = torch.from_numpy(uniforms).to(scores.device)
+    for race in times:  # one by one: the last bits of a logarithm depend on the shape that it is computed in
+        log_race_times(race)
     winners = _largest(scores.sub_(times))[1].tolist()
     picks = []
     for row, (request, token) in enumerate(zip(requests, winners, strict=True)):

@@ -148,7 +148,6 @@ class Scheduler:
         request = self._waiting.get(request_id) or self._running.get(request_id)
         if request is None:
             return None
-        self.counters.num_aborted += 1
         return self._finish(request, FinishReason.ABORT)
 
     def expire(self, now: float) -> list[Finished]:
@@ -418,13 +417,14 @@ class Scheduler:
         """All tokens of a request have run; the samples are its next token and the first of each follower."""
         if not samples:
             return [self._finish(request, FinishReason.STOP)]
-        self.memory.keep_prompt_scores(request)
+        if not request.first_token_at:
+            self.memory.keep_prompt_scores(request)
         followers, request.followers = request.followers, []
+        for follower in followers:  # all wait before the first may end: what they share is kept for them
+            self._follow(follower, request)
         events = []
-        for follower, sample in zip([request, *followers], samples, strict=True):
-            if follower is not request:
-                self._follow(follower, request)
-            events += self._take(follower, sample, now)
+        for each, sample in zip([request, *followers], samples, strict=True):
+            events += self._take(each, sample, now)
         return events
 
     def _follow(self, follower: Request, leader: Request) -> None:
@@ -473,18 +473,19 @@ class Scheduler:
         followers, request.followers = request.followers, []
         for follower in followers:  # those that never got a token share its fate
             follower.state = State.FINISHED
-            self._count_end(follower, error)
+            self._count_end(follower, reason)
             self._ended.append(Finished(follower, reason, matched_stop, error))
-        if reason in (FinishReason.STOP, FinishReason.LENGTH) and request.kind is Kind.GENERATE:
+        if reason not in (None, FinishReason.ABORT) and request.kind is Kind.GENERATE:
             self._growth.ended(request)
-        self._count_end(request, error)
+        self._count_end(request, reason)
         return Finished(request, reason, matched_stop, error)
 
-    def _count_end(self, request: Request, error: Exception | None) -> None:
-        if error is not None:
+    def _count_end(self, request: Request, reason: FinishReason | None) -> None:
+        if reason is None:
             self.counters.num_failed += 1
         elif not request.is_replay:
             self.counters.num_finished += 1
+            self.counters.num_aborted += reason is FinishReason.ABORT
 
     def _release(self, request: Request, *, keep: bool) -> None:
         self._free_rows.append(request.row)

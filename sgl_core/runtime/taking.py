@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from sgl_core.runtime.constraint import Verdict
 from sgl_core.runtime.metrics import Counters
 from sgl_core.runtime.plan import Progress, Sample
-from sgl_core.runtime.request import Request
+from sgl_core.runtime.request import Request, TextSink
 from sgl_core.types import FinishReason, GrammarCut
 
 __all__ = ["End", "Taken", "take"]
@@ -41,30 +41,40 @@ class Taken:
 def take(request: Request, sample: Sample, counters: Counters) -> Taken:
     """Append a sampled token and whatever its grammar forces behind it.
 
-    An error in the request's own text (its sink) ends it, and no other.
+    An error in the request's own text or grammar (its sink, its constraint) ends it, and no other.
     """
     if sample.token is None:
         return Taken((), End(None, error=sample.error))
-    verdict = sample.verdict
-    if verdict is None:
-        verdict = Verdict((sample.token,))
-    else:
-        _commit(request, verdict)
+    verdict = Verdict((sample.token,)) if sample.verdict is None else sample.verdict
     progress: list[Progress] = []
+    try:
+        if sample.verdict is not None:
+            _commit(request, verdict)
+        end = _emit(request, sample, verdict, progress, counters)
+    except Exception as error:  # one request's text must not end the others
+        end = End(None, error=error)
+    return Taken(tuple(progress), end)
+
+
+def _emit(request: Request, sample: Sample, verdict: Verdict, progress: list[Progress], counters: Counters) -> End | None:
+    """Put out a verdict's tokens, up to the first that ends the request."""
     for index, token in enumerate(verdict.tokens):
+        if index and request.num_generated >= request.max_new_tokens:
+            return End(FinishReason.LENGTH)
         _append(request, token, sample if index == 0 else None)
-        if index < verdict.num_healed:
+        if index < verdict.num_healed:  # the prompt's: it has no text, stops nothing, and nobody is waiting for it
             request.prompt_len += 1
-        else:
-            counters.put_out(request, forced=index > 0)
+            _sink(request).push(token)
+            continue
+        counters.put_out(request, forced=index > 0)
         end = _push(request, token, progress)
-        if index < verdict.num_healed:
-            progress.clear()  # the prompt's, which nobody is waiting for
         if end is not None:
-            return Taken(tuple(progress), end)
+            return end
     if verdict.ended:
-        return Taken(tuple(progress), End(FinishReason.STOP if request.cut is None else FinishReason.GRAMMAR))
-    return Taken(tuple(progress), None)
+        return End(FinishReason.STOP if request.cut is None else FinishReason.GRAMMAR)
+    if request.num_generated >= request.max_new_tokens:
+        return End(FinishReason.LENGTH)
+    return None
 
 
 def _commit(request: Request, verdict: Verdict) -> None:
@@ -87,17 +97,16 @@ def _append(request: Request, token: int, sample: Sample | None) -> None:
 
 
 def _push(request: Request, token: int, progress: list[Progress]) -> End | None:
-    """Text, stops and budget of one token."""
+    """Text and stops of one token."""
     if token in request.stop_ids:
         return End(FinishReason.STOP, matched_stop=token)
-    assert request.sink is not None, "a request that samples has a sink"
-    try:
-        text = request.sink.push(token)
-    except Exception as error:  # one request's text must not end the others
-        return End(None, error=error)
-    progress.append(Progress(request, token, text))
-    if request.sink.matched_stop is not None:
-        return End(FinishReason.STOP, matched_stop=request.sink.matched_stop)
-    if request.num_generated >= request.max_new_tokens:
-        return End(FinishReason.LENGTH)
+    sink = _sink(request)
+    progress.append(Progress(request, token, sink.push(token)))
+    if sink.matched_stop is not None:
+        return End(FinishReason.STOP, matched_stop=sink.matched_stop)
     return None
+
+
+def _sink(request: Request) -> TextSink:
+    assert request.sink is not None, "a request that samples has a sink"
+    return request.sink

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sgl_core.language as sgl
-from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, UnknownOptionError
+from sgl_core.errors import GrammarError, InvalidArgumentError, NotYetAvailableError, UnknownOptionError
 from sgl_core.language.ir import ConstantText, ExprList, Gen, RoleBegin, RoleEnd, Select
 from sgl_core.testing import FakeBackend
 from sgl_core.types import FinishReason, GenResult, GrammarCut, Verification
@@ -131,7 +131,7 @@ def test_call_runs_at_once_and_its_value_can_be_added() -> None:
 
 def test_what_an_engine_constrains_and_reports_reaches_it(backend: FakeBackend) -> None:
     options = {"stop_regex": "b+", "logprobs": 2, "prompt_logprobs": True, "min_p": 0.1}
-    constraints = ({"regex": "a"}, {"json_schema": {"type": "null"}}, {"grammar": "start: /a/"})
+    constraints = ({"regex": "a"}, {"json_schema": '{"type": "null"}'}, {"grammar": "start: /a/"})
 
     @sgl.function
     def program(s):
@@ -157,7 +157,18 @@ def test_the_callers_schema_is_copied() -> None:
     schema = {"enum": ["a"]}
     node = sgl.gen("x", json_schema=schema)
     schema["enum"].append("b")
-    assert node.options["json_schema"] == {"enum": ["a"]}
+    assert json.loads(node.options["json_schema"]) == {"enum": ["a"]}
+
+
+def test_a_schema_that_json_cannot_express_is_refused_where_it_is_written() -> None:
+    endless: dict[str, object] = {}
+    endless["items"] = endless
+    deep: dict[str, object] = {}
+    for _ in range(5_000):
+        deep = {"items": deep}
+    for schema in (endless, deep, {"const": float("nan")}, {"const": {1}}):
+        with pytest.raises(GrammarError, match="json_schema"):
+            sgl.gen("x", json_schema=schema)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_the_table_holds_what_every_step_gave_to_every_request() -> None:
     first.ids.append(5)
     first.slots = [*first.slots, 3]
     batch = build(work(second, 1, table_start=2), work(first, 3, table_start=3), table=table)
-    assert [slots.tolist() for slots in batch.kv_slots] == [[1, 2], [9, 8, 7, 3]]
+    assert [slots.tolist() for _, slots in batch.sequences.runs] == [[1, 2], [9, 8, 7, 3]]
     assert table.slots.sum() == 1 + 2 + 9 + 8 + 7 + 3  # no other cell was written
 
 

@@ -164,7 +164,7 @@ def test_a_constraint_that_cannot_be_compiled_is_refused_at_submit(case: Malform
 
 @pytest.mark.parametrize("case", TOO_LITTLE_BUDGET, ids=name_of)
 def test_a_budget_below_the_shortest_completion_is_refused_with_its_length(
-    case: Malformed, engine: Engine, neighbours: None
+    case: Malformed, engine: Engine, refuse: Refuse
 ) -> None:
     argument, options = case
     budget = options.get("max_new_tokens", 4)

@@ -19,6 +19,8 @@ from sgl_core.errors import GrammarError
 __all__ = ["check_choices", "check_lark", "check_regex", "check_text", "parse_schema", "schema_text"]
 
 MAX_TEXT_BYTES = 64 * 1024
+MAX_PATTERN_BYTES = 16 * 1024
+"""Of a regex: a longer one keeps other threads waiting while it is compiled."""
 MAX_DEPTH = 64
 MAX_PROPERTIES = 1000
 MAX_CHOICES = 1000
@@ -41,18 +43,18 @@ _LARK = re.compile(
 )
 
 
-def check_text(argument: str, text: str) -> None:
+def check_text(argument: str, text: str, most_bytes: int = MAX_TEXT_BYTES) -> None:
     """Refuse what is too long, or no text at all.
 
     Raises:
-        GrammarError: more than 64 kB, or half a surrogate pair.
+        GrammarError: more than ``most_bytes`` of UTF-8, or half a surrogate pair.
     """
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         raise GrammarError(argument, "it holds half a surrogate pair", "Decode bytes with errors='replace'.") from None
-    if size > MAX_TEXT_BYTES:
-        _refuse(argument, f"it has {size:,} bytes, and the limit is {MAX_TEXT_BYTES:,}", "Make it shorter.")
+    if size > most_bytes:
+        _refuse(argument, f"it has {size:,} bytes, and the limit is {most_bytes:,}", "Make it shorter.")
 
 
 def check_choices(choices: Sequence[str]) -> None:
@@ -76,7 +78,7 @@ def check_regex(argument: str, pattern: str) -> None:
     Raises:
         GrammarError: too long, nested too deeply, a count above 1,000, or counts inside counts above 10,000 in all.
     """
-    check_text(argument, pattern)
+    check_text(argument, pattern, MAX_PATTERN_BYTES)
     products = [1]  # per open group: the largest product of counts inside it
     last = 1  # of the piece that a count behind it would repeat
     at = 0

@@ -56,7 +56,7 @@ def shortest_completion(prototype: LLMatcher, vocabulary: Vocabulary, candidates
         Validated tokens without end of text; None if none of the candidates is an output and the searches found none within
         their bounds.
     """
-    search = _Search(vocabulary, _START_MASKS)
+    search = _Search(vocabulary, _START_MASKS, _MAX_START)
     best: list[int] | None = None
     hints: dict[int, None] = {}
     for text in candidates:
@@ -65,7 +65,9 @@ def shortest_completion(prototype: LLMatcher, vocabulary: Vocabulary, candidates
     if best is not None:  # candidates are as short as can be; a search would only find odder ones
         return tuple(best)
     best = search.greedy(prototype, Scan(), _MAX_START)
-    search = _Search(vocabulary, _START_MASKS, tuple(hints)[:_MAX_HINTS])  # a greedy walk in circles has used up the other
+    search = _Search(
+        vocabulary, _START_MASKS, _MAX_START, tuple(hints)[:_MAX_HINTS]
+    )  # a greedy walk in circles has used up the other
     wider = search.beam(prototype, Scan(), _MAX_START if best is None else len(best) - 1, _START_BEAM)
     best = best if wider is None else wider
     return None if best is None else tuple(search.shorter(best, prototype, vocabulary.text_bytes(best)) or best)
@@ -90,7 +92,7 @@ def closing(
         return ()
     if limit <= 0:
         return None
-    search = _Search(vocabulary, _RUNNING_MASKS)
+    search = _Search(vocabulary, _RUNNING_MASKS, limit + _NEAR)
     found = search.resumed(matcher, spoiled, scan)
     if found is not None:
         if len(found) > limit:
@@ -118,14 +120,20 @@ class _Node:
 
 
 class _Search:
-    """One search; owns the count of masks that it may still compute. ``hints``: tokens that are always worth trying."""
+    """One search; owns the count of masks that it may still compute.
 
-    def __init__(self, vocabulary: Vocabulary, masks: int, hints: tuple[int, ...] = ()) -> None:
+    Args:
+        limit: tokens beyond which no state is followed.
+        hints: tokens that are always worth trying.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, masks: int, limit: int, hints: tuple[int, ...] = ()) -> None:
         self._vocabulary = vocabulary
         self._tables = TokenTables.of(vocabulary)
         self._eos = vocabulary.eos_ids[0]
         self._ends = frozenset(vocabulary.eos_ids)
         self._masks_left = masks
+        self._limit = limit
         self._hints = hints
 
     def shorter(self, best: list[int] | None, matcher: LLMatcher, text: bytes) -> list[int] | None:
@@ -177,6 +185,8 @@ class _Search:
         if self._masks_left <= 0 or node.matcher.is_error():
             return []
         forced = [token for token in node.matcher.compute_ff_tokens() if token not in self._ends]
+        if len(node.tokens) + len(forced) > self._limit:  # following them would take long, and lead nowhere
+            return []
         if forced:
             self._masks_left -= 1
             following = self._after(node, forced)

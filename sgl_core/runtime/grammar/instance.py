@@ -20,6 +20,7 @@ from sgl_core.runtime.grammar.shapes import (
     EMPTY,
     Literal,
     Shape,
+    TooLargeError,
     any_of,
     fewest_tokens,
     narrowed,
@@ -32,8 +33,9 @@ from sgl_core.runtime.grammar.vocabulary import Vocabulary
 __all__ = ["lark_literals", "minimal_choice_texts", "minimal_regex_texts", "minimal_texts"]
 
 _TYPES = ("integer", "string", "array", "object", "null", "boolean", "number")
-_MAX_PARTS = 20_000
+_MAX_PARTS = 5_000
 _MAX_ITEMS = 4_096
+_MAX_ALTERNATIVE_BYTES = 8_192
 _DATE = r"20\d\d-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"
 _TIME = r"1\d:[0-5]\d:[0-5]\dZ"
 _FORMATS = {
@@ -64,7 +66,7 @@ def minimal_texts(schema: Any, vocabulary: Vocabulary, prefix: bytes = b"") -> I
     """
     try:
         shape = _Builder(schema).shape(schema)
-    except (_TooLargeError, RecursionError):
+    except (TooLargeError, RecursionError):
         return
     if shape is not None:
         yield from _texts(shape, vocabulary, prefix)
@@ -79,7 +81,7 @@ def minimal_regex_texts(pattern: str, vocabulary: Vocabulary, prefix: bytes = b"
 
 def minimal_choice_texts(choices: Iterable[str], vocabulary: Vocabulary, prefix: bytes = b"") -> Iterator[bytes]:
     """The choice of the fewest tokens, then the one of the fewest bytes."""
-    shape = any_of(Literal(choice.encode()) for choice in choices)
+    shape = any_of(_shortest(choice.encode() for choice in choices))
     if shape is not None:
         yield from _texts(shape, vocabulary, prefix)
 
@@ -97,17 +99,16 @@ def lark_literals(grammar: str) -> Iterator[bytes]:
 
 
 def _texts(shape: Shape, vocabulary: Vocabulary, prefix: bytes) -> Iterator[bytes]:
-    whole = sequence([Literal(prefix), shape])
+    try:
+        whole = sequence([Literal(prefix), shape])
+    except TooLargeError:
+        return
     tables = TokenTables.of(vocabulary)
     fewest = fewest_tokens(whole, tables)
     if fewest is None:
         fewest = fewest_tokens(narrowed(whole), tables)
     plain = representative(whole)
     yield from dict.fromkeys(text for text in (fewest, plain) if text is not None)
-
-
-class _TooLargeError(Exception):
-    """More parts than a shortest instance should need."""
 
 
 class _Builder:
@@ -125,14 +126,14 @@ class _Builder:
         """
         self._parts += 1
         if self._parts > _MAX_PARTS:
-            raise _TooLargeError
+            raise TooLargeError
         flat = self._reader.flat(schema, entered)
         return any_of(shape for one, inside in flat for shape in self._of_types(one, inside))
 
     def _of_types(self, schema: Mapping[str, Any], entered: frozenset[str]) -> Iterator[Shape]:
         if "enum" in schema or "const" in schema:
             members = [schema["const"]] if "const" in schema else schema["enum"]
-            yield from (Literal(_json(member)) for member in members if _admits(schema, member))
+            yield from _shortest(_json(member) for member in members if _admits(schema, member))
             return
         given = schema.get("type", _TYPES)
         for name in [given] if isinstance(given, str) else given:
@@ -165,7 +166,7 @@ class _Builder:
             items = schema.get("additionalItems", True)
         count = int(schema.get("minItems", 0))
         if count > _MAX_ITEMS:
-            raise _TooLargeError
+            raise TooLargeError
         shapes = [self.shape(one, entered) for one in first[:count]]
         if count > len(shapes):
             shapes += [self.shape(items, entered)] * (count - len(shapes))
@@ -198,11 +199,21 @@ class _Builder:
     def _free_keys(self, schema: Mapping[str, Any], count: int, entered: frozenset[str]) -> dict[str, Shape | None] | None:
         """Members that no ``properties`` names, to reach ``minProperties``."""
         if count > _MAX_ITEMS:
-            raise _TooLargeError
+            raise TooLargeError
         value = self.shape(schema.get("additionalProperties", True), entered)
         taken = {*schema.get("properties", ()), *schema.get("required", ())}
         keys = (key for key in ["", *map(chr, range(97, 123)), *map(str, range(count))] if key not in taken)
         return None if value is None else dict.fromkeys(itertools.islice(keys, count), value)
+
+
+def _shortest(texts: Iterable[bytes]) -> Iterator[Literal]:
+    """The shortest of many alternatives, as many as a shape may hold; of few all."""
+    room = _MAX_ALTERNATIVE_BYTES
+    for text in sorted(texts, key=len):
+        yield Literal(text)
+        room -= len(text)
+        if room < 0:
+            return
 
 
 def _enclosed(opening: bytes, members: list[Shape], closing: bytes) -> Shape:

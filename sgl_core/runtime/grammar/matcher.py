@@ -34,12 +34,14 @@ class _Position:
         certificate: tokens that complete the output from here.
         scan: the output as JSON text.
         healing: bytes of the healed literal that are still to come.
+        tokens: the output so far.
     """
 
     matcher: LLMatcher
     certificate: tuple[int, ...]
     scan: Scan
     healing: int
+    tokens: tuple[int, ...] = ()
 
 
 class GrammarMatcher:
@@ -65,12 +67,24 @@ class GrammarMatcher:
     def mask(self) -> NDArray[np.uint8]:
         """Allowed tokens, see ``Constraint``; computed once for each state of the output."""
         if self._mask is None:
-            mask = np.zeros(self._vocabulary.mask_bytes, np.uint8)
-            self._check(self._at.matcher)
-            self._at.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-            self._check(self._at.matcher)  # in this state it would say that the text may end
+            mask = self._compute_mask()
+            if self._at.matcher.is_error():  # others have worn out the automaton that all outputs of this grammar share
+                self._at = replace(self._at, matcher=self._reopened())
+                mask = self._compute_mask()
+                self._check(self._at.matcher)  # in this state it would say that the text may end
             self._mask = mask
         return self._mask
+
+    def _compute_mask(self) -> NDArray[np.uint8]:
+        mask = np.zeros(self._vocabulary.mask_bytes, np.uint8)
+        self._at.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        return mask
+
+    def _reopened(self) -> LLMatcher:
+        """A matcher on a fresh automaton, led to where the output stands."""
+        matcher = self._compiled.prototype.deep_copy()
+        matcher.consume_tokens(list(self._at.tokens))  # in error again where they do not lead there
+        return matcher
 
     def propose(self, token: int, remaining: int, *, jump: bool = True) -> Verdict:
         """What to do with a sampled token, see ``Constraint``. Every forced token goes through the same steps."""
@@ -96,6 +110,7 @@ class GrammarMatcher:
             pending = pending or at.matcher.compute_ff_tokens()
             if pending and (pending[0] in self._ends or not self._push(at, pending[0], remaining - len(emitted))):
                 break
+        at.tokens = (*at.tokens, *emitted)
         return Verdict(
             tuple(emitted),
             ended=at.matcher.is_stopped() and not self._released(at),

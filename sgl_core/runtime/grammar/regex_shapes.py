@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable
 
-from sgl_core.runtime.grammar.shapes import EMPTY, Chars, Literal, Shape, any_of, sequence
+from sgl_core.runtime.grammar.shapes import EMPTY, Chars, Literal, Shape, TooLargeError, any_of, sequence
 
 __all__ = ["Spell", "chars", "regex_shape", "repeated"]
 
@@ -50,7 +50,7 @@ def regex_shape(pattern: str, spell: Spell, extra: int = 0) -> Shape | None:
     try:
         parser = _Parser(pattern, spell, extra)
         shape = parser.alternation(0)
-    except (_UnknownSyntaxError, RecursionError):
+    except (_UnknownSyntaxError, TooLargeError, RecursionError):
         return None
     return shape if parser.at_end() else None
 

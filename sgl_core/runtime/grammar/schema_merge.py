@@ -6,16 +6,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from sgl_core.runtime.grammar.shapes import TooLargeError
+
 __all__ = ["SchemaReader"]
 
 _LARGEST_OF = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _SMALLEST_OF = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
+_MAX_LOOKED_AT = 4_096
 _COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
 Flat = tuple[dict[str, Any], frozenset[str]]
 
+_MAX_ALTERNATIVES = 10_000
+"""Looked at in one schema; references can double them at every level. Those beyond are as if they were not there."""
+
 
 class SchemaReader:
-    """Resolves references inside one schema. Reads only.
+    """Resolves references inside one schema; owns the count of what was looked at.
 
     Args:
         root: the whole schema, which local references point into.
@@ -23,13 +29,21 @@ class SchemaReader:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        self._looked_at = 0
         self._anchors: dict[str, Any] | None = None
+        self._alternatives_left = _MAX_ALTERNATIVES
 
     def flat(self, schema: Any, entered: frozenset[str]) -> Iterator[Flat]:
         """Every alternative of ``schema``, with the references that were followed on the way to it.
 
         A reference that was entered before, or that points nowhere, is no alternative.
+
+        Raises:
+            TooLargeError: more alternatives were looked at, all calls together, than a shortest instance needs.
         """
+        self._looked_at += 1
+        if self._looked_at > _MAX_LOOKED_AT:
+            raise TooLargeError
         if schema is True:
             schema = {}
         if not isinstance(schema, Mapping):
@@ -46,7 +60,10 @@ class SchemaReader:
         yield from alternatives
 
     def _with(self, one: Flat, part: Any) -> Iterator[Flat]:
+        if self._alternatives_left <= 0:
+            return
         for other, entered in self.flat(part, one[1]):
+            self._alternatives_left -= 1
             yield _merged(one[0], other), entered
 
     def _with_reference(self, reference: Any, alternatives: list[Flat]) -> Iterator[Flat]:

@@ -7,6 +7,7 @@ it by a breadth-first search over the shape's automaton whose edges are whole to
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ __all__ = [
     "Chars",
     "Literal",
     "Shape",
+    "TooLargeError",
     "any_of",
     "fewest_tokens",
     "narrowed",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _MAX_NODES = 4_096
+_MAX_WEIGHT = 32_768
 _MAX_STEPS = 600_000
 _NICE = b"a0A .-_"
 
@@ -48,16 +51,18 @@ class Chars:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One after the other."""
+    """One after the other. ``weight``: see ``weight_of``."""
 
     parts: tuple[Shape, ...]
+    weight: int = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """One of several, at least one."""
+    """One of several, at least one. ``weight``: see ``weight_of``."""
 
     options: tuple[Shape, ...]
+    weight: int = field(compare=False)
 
 
 Shape = Literal | Chars | Chain | AnyOf
@@ -65,26 +70,60 @@ Shape = Literal | Chars | Chain | AnyOf
 EMPTY = Literal(b"")
 
 
+class TooLargeError(Exception):
+    """A description that no shortest output needs; whoever builds one does without."""
+
+
+def weight_of(shape: Shape) -> int:
+    """Bytes and classes in the whole tree, shared parts counted wherever they stand: what walking it costs."""
+    match shape:
+        case Literal(text):
+            return 1 + len(text)
+        case Chars():
+            return 1
+        case _:
+            return shape.weight
+
+
 def sequence(parts: Iterable[Shape]) -> Shape:
-    """The parts in order; neighbouring constants become one."""
+    """The parts in order; neighbouring constants become one.
+
+    Raises:
+        TooLargeError: the whole weighs more than 32,768.
+    """
+    pieces = list(parts)
+    weight = _weighed(pieces)
+    flat = itertools.chain.from_iterable(piece.parts if isinstance(piece, Chain) else (piece,) for piece in pieces)
     merged: list[Shape] = []
-    for part in parts:
-        for piece in part.parts if isinstance(part, Chain) else (part,):
-            if isinstance(piece, Literal) and merged and isinstance(merged[-1], Literal):
-                merged[-1] = Literal(merged[-1].text + piece.text)
-            elif piece != EMPTY:
-                merged.append(piece)
+    for constant, group in itertools.groupby(flat, key=lambda piece: isinstance(piece, Literal)):
+        if not constant:
+            merged += group
+        elif text := b"".join(piece.text for piece in group if isinstance(piece, Literal)):
+            merged.append(Literal(text))
     if not merged:
         return EMPTY
-    return merged[0] if len(merged) == 1 else Chain(tuple(merged))
+    return merged[0] if len(merged) == 1 else Chain(tuple(merged), weight)
 
 
 def any_of(options: Iterable[Shape]) -> Shape | None:
-    """One of the options, duplicates dropped; None if there are none."""
-    distinct = tuple(dict.fromkeys(options))
+    """One of the options, duplicates dropped; None if there are none.
+
+    Raises:
+        TooLargeError: as ``sequence``.
+    """
+    given = list(options)
+    weight = _weighed(given)
+    distinct = tuple(dict.fromkeys(given))
     if not distinct:
         return None
-    return distinct[0] if len(distinct) == 1 else AnyOf(distinct)
+    return distinct[0] if len(distinct) == 1 else AnyOf(distinct, weight)
+
+
+def _weighed(shapes: list[Shape]) -> int:
+    weight = sum(map(weight_of, shapes))
+    if weight > _MAX_WEIGHT:
+        raise TooLargeError
+    return weight
 
 
 def representative(shape: Shape) -> bytes:

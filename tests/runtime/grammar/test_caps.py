@@ -45,7 +45,7 @@ def schema_refused(schema: Any, reason: str) -> None:
         "(" * 63 + ")" * 63,
         "a)b",
         "[",
-        "é" * 30_000,
+        "é" * 8_000,
     ],
 )
 def test_ordinary_patterns_pass(pattern: str) -> None:

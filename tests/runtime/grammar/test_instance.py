@@ -199,3 +199,18 @@ def test_letters_of_a_class_are_chosen_so_that_they_are_one_token(vocabulary: Vo
 def test_quoted_strings_of_a_grammar_are_read_with_their_escapes() -> None:
     grammar = 'start: "a\\n" NAME | "say \\"x\\""  // "unclosed\nNAME: /[a-z]+/ "ä"'
     assert list(lark_literals(grammar)) == [b"a\n", b'say "x"', "ä".encode()]
+
+
+def test_of_very_many_alternatives_the_shortest_are_looked_at(vocabulary: Vocabulary) -> None:
+    members = [f"member number {index} of very many" for index in range(9_999)] + ["x"]
+    assert first({"enum": members}, vocabulary) == "x"
+    assert next(minimal_choice_texts(members, vocabulary)) == b"x"
+
+
+def test_alternatives_of_alternatives_of_alternatives_end_quietly(vocabulary: Vocabulary) -> None:
+    levels = {str(i): {"anyOf": [{"$ref": f"#/$defs/{i + 1}"}] * 9} for i in range(9)} | {"9": INT}
+    assert list(minimal_texts({"$ref": "#/$defs/0", "$defs": levels}, vocabulary)) == []
+
+
+def test_a_prefix_beyond_all_measure_yields_nothing(vocabulary: Vocabulary) -> None:
+    assert list(minimal_texts(INT, vocabulary, b" " * 40_000)) == []

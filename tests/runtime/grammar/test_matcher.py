@@ -61,7 +61,8 @@ def step(matcher: GrammarMatcher, token: int, remaining: int) -> Verdict:
 
 def test_the_mask_has_a_bit_for_every_row_of_the_vocabulary(compiler: GrammarCompiler, vocabulary: Vocabulary) -> None:
     matcher = compiled(compiler, regex="yes|no").matcher()
-    assert (matcher.mask().dtype, matcher.mask().shape) == (np.uint8, (vocabulary.mask_bytes,))
+    assert matcher.mask().dtype == np.uint8
+    assert matcher.mask().shape == (vocabulary.mask_bytes,)
     assert {vocabulary.token_bytes(token) for token in allowed(matcher)} == {b"y", b"ye", b"yes", b"n", b"no"}
 
 
@@ -181,6 +182,7 @@ def test_a_grammar_in_error_names_its_argument_and_never_looks_complete(
     broken = grammar.matcher()
     verdict = broken.propose(only(vocabulary, "yes"), 9)
     verdict.state.matcher.consume_token(only(vocabulary, "maybe"))  # type: ignore[attr-defined]
+    verdict.state.tokens += (only(vocabulary, "maybe"),)  # type: ignore[attr-defined]
     broken.commit(verdict)
     for ask in (broken.mask, lambda: broken.propose(EOS, 5)):
         with pytest.raises(GrammarError, match="regex: the grammar allows no token") as caught:
@@ -217,3 +219,18 @@ def test_healed_text_before_a_grammar_is_healed_and_then_constrained(compiler: G
     verdict = step(apart, only(vocabulary, " "), 5)
     assert (verdict.num_healed, verdict.released, verdict.ended) == (1, False, False)
     assert {vocabulary.token_bytes(token)[:1] for token in allowed(apart)} == {b"P", b"R"}
+
+
+def test_a_matcher_whose_shared_automaton_is_worn_out_goes_on_with_a_fresh_one(vocabulary: Vocabulary) -> None:
+    compiled = GrammarCompiler(vocabulary).compile(SamplingParams(regex="[a-z]{4}-[0-9]{4}"))
+    assert compiled is not None
+    matcher = compiled.matcher()
+    token = int(np.flatnonzero(np.unpackbits(matcher.mask(), bitorder="little"))[0])
+    matcher.commit(matcher.propose(token, 20))
+    expected = matcher.mask().copy()
+    matcher._mask = None
+    assert not matcher._at.matcher.consume_token(vocabulary.eos_ids[0]), (
+        "an end is not allowed here, so this breaks it for good"
+    )
+    assert matcher._at.matcher.is_error()
+    assert (matcher.mask() == expected).all()
