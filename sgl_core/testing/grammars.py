@@ -6,10 +6,13 @@ they are there to judge: "smallest" is meant in characters, and how many tokens 
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["REGEXES", "SCHEMAS", "RegexCase", "SchemaCase"]
+__all__ = ["CASES", "REGEXES", "SCHEMAS", "Case", "RegexCase", "SchemaCase", "fewest_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,26 @@ class SchemaCase:
     schema: dict[str, Any]
     smallest: Any
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``SamplingParams`` takes."""
+        return {"json_schema": self.schema}
+
+    @property
+    def smallest_text(self) -> str:
+        """The smallest instance as compact JSON."""
+        return json.dumps(self.smallest, ensure_ascii=False, separators=(",", ":"))
+
+    def check(self, text: str) -> None:
+        """Parse and validate an output.
+
+        Raises:
+            ValueError: it is no JSON. jsonschema.ValidationError: it is no instance.
+        """
+        import jsonschema
+
+        jsonschema.validate(json.loads(text), self.schema)
+
 
 @dataclass(frozen=True, slots=True)
 class RegexCase:
@@ -34,6 +57,40 @@ class RegexCase:
     name: str
     pattern: str
     smallest: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``SamplingParams`` takes."""
+        return {"regex": self.pattern}
+
+    @property
+    def smallest_text(self) -> str:
+        """The shortest text."""
+        return self.smallest
+
+    def check(self, text: str) -> None:
+        """Match an output.
+
+        Raises:
+            ValueError: it does not match as a whole.
+        """
+        if not re.fullmatch(self.pattern, text):
+            raise ValueError(f"{self.name}: {len(text)} characters do not match")
+
+
+Case = SchemaCase | RegexCase
+
+
+def fewest_tokens(text: bytes, spellings: AbstractSet[bytes]) -> int:
+    """The fewest tokens of any segmentation of ``text``, by dynamic programming from the front.
+
+    Args:
+        spellings: of all tokens, the empty one left out; they can spell the text.
+    """
+    fewest: list[float] = [0.0]
+    for end in range(1, len(text) + 1):
+        fewest.append(min(fewest[start] + 1 if text[start:end] in spellings else float("inf") for start in range(end)))
+    return int(fewest[-1])
 
 
 _INT: dict[str, Any] = {"type": "integer"}
@@ -297,3 +354,5 @@ REGEXES: tuple[RegexCase, ...] = tuple(
     )
 )
 """All of them end: each has a text that matches."""
+
+CASES: tuple[Case, ...] = (*SCHEMAS, *REGEXES)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,15 +15,13 @@ from numpy.typing import NDArray
 from sgl_core.runtime.grammar.compiled import CompiledGrammar
 from sgl_core.runtime.grammar.compiler import GrammarCompiler
 from sgl_core.runtime.grammar.vocabulary import Vocabulary
-from sgl_core.testing.grammars import REGEXES, SCHEMAS, RegexCase, SchemaCase
+from sgl_core.testing.grammars import CASES, REGEXES, SCHEMAS, Case, fewest_tokens
 from sgl_core.types import SamplingParams
 
-Case = SchemaCase | RegexCase
 Driver = Callable[[NDArray[np.uint8], random.Random], int]
 
 BUDGETS = (20, 60, 100)
 DRIVERS = ("uniform", "lengthening")
-CASES: tuple[Case, ...] = (*SCHEMAS, *REGEXES)
 NAMES = [f"{type(case).__name__[:-4].lower()}: {case.name}" for case in CASES]
 
 
@@ -39,10 +35,7 @@ def compiled(vocabulary: Vocabulary) -> Callable[[Case], CompiledGrammar]:
     compiler = GrammarCompiler(vocabulary)
 
     def compile_case(case: Case) -> CompiledGrammar:
-        if isinstance(case, SchemaCase):
-            grammar = compiler.compile(SamplingParams(json_schema=case.schema))
-        else:
-            grammar = compiler.compile(SamplingParams(regex=case.pattern))
+        grammar = compiler.compile(SamplingParams(**case.options))
         assert grammar is not None
         return grammar
 
@@ -73,24 +66,9 @@ def drivers(vocabulary: Vocabulary) -> dict[str, Driver]:
     return {"uniform": uniform, "lengthening": lengthening}
 
 
-def smallest_text(case: Case) -> str:
-    if isinstance(case, RegexCase):
-        return case.smallest
-    return json.dumps(case.smallest, ensure_ascii=False, separators=(",", ":"))
-
-
 @cache
 def known_spellings(vocabulary: Vocabulary) -> frozenset[bytes]:
     return frozenset(vocabulary.token_bytes(token) for token in range(vocabulary.size)) - {b""}
-
-
-def fewest_tokens(text: bytes, vocabulary: Vocabulary) -> int:
-    """Of any segmentation: the fewest tokens up to each place, from the front."""
-    known = known_spellings(vocabulary)
-    fewest: list[float] = [0.0]
-    for end in range(1, len(text) + 1):
-        fewest.append(min(fewest[start] + 1 if text[start:end] in known else np.inf for start in range(end)))
-    return int(fewest[-1])
 
 
 def generate(grammar: CompiledGrammar, vocabulary: Vocabulary, driver: Driver, budget: int, seed: object) -> tuple[str, int]:
@@ -109,13 +87,6 @@ def generate(grammar: CompiledGrammar, vocabulary: Vocabulary, driver: Driver, b
     return vocabulary.text_bytes(tokens).decode(), overruled
 
 
-def check(case: Case, text: str) -> None:
-    if isinstance(case, SchemaCase):
-        jsonschema.validate(json.loads(text), case.schema)
-    else:
-        assert re.fullmatch(case.pattern, text)
-
-
 def sweep(
     case: Case,
     grammar: CompiledGrammar,
@@ -130,7 +101,7 @@ def sweep(
             continue
         for name in names[budget]:
             text, overruled = generate(grammar, vocabulary, drivers[name], budget, (seed, case.name, budget, name))
-            check(case, text)
+            case.check(text)
             counts["runs"] += 1
             counts["overruled tokens"] += overruled
     return counts
@@ -140,7 +111,7 @@ def test_the_corpus_is_whole_and_its_smallest_outputs_are_outputs() -> None:
     assert (len(SCHEMAS), len(REGEXES)) == (100, 40)
     assert len(set(NAMES)) == 140
     for case in CASES:
-        check(case, smallest_text(case))
+        case.check(case.smallest_text)
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
@@ -178,7 +149,7 @@ def test_only_what_cannot_fit_is_refused(
 ) -> None:
     refused: dict[int, list[str]] = {budget: [] for budget in BUDGETS}
     for case in CASES:
-        fewest = fewest_tokens(smallest_text(case).encode(), vocabulary)
+        fewest = fewest_tokens(case.smallest_text.encode(), known_spellings(vocabulary))
         grammar = compiled(case)
         assert len(grammar.shortest) <= fewest, case.name
         for budget in BUDGETS:
@@ -201,7 +172,7 @@ def test_the_smallest_budgets_suffice(
     case = next(case for case in SCHEMAS if case.name == name)
     grammar = compiled(case)
     text, _ = generate(grammar, vocabulary, drivers[DRIVERS[slack % 2]], len(grammar.shortest) + slack, slack)
-    check(case, text)
+    case.check(text)
 
 
 def test_the_smallest_budget_leaves_no_choice_but_the_tokens_stay_allowed_ones(
