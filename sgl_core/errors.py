@@ -35,7 +35,7 @@ outside the scheduler sees. Messages follow one shape: the argument, what was gi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "ContextLengthError",
@@ -92,6 +92,17 @@ class InvalidArgumentError(SglError, ValueError):
             shown = shown[:117] + "..."
         message = f"{argument}: got {shown}, expected {expected}."
         super().__init__(f"{message} {cure}" if cure else message)
+
+    def renamed(self, names: Mapping[str, str]) -> InvalidArgumentError:
+        """The same error by the caller's own names of arguments, for whoever passes them on under others.
+
+        Args:
+            names: name in this error -> name that the caller typed.
+        """
+        argument, expected = self.argument, self.expected
+        for name, typed in names.items():
+            argument, expected = argument.replace(name, typed), expected.replace(name, typed)
+        return InvalidArgumentError(argument, self.given, expected, self.cure)
 
 
 class UnknownOptionError(InvalidArgumentError, TypeError):

@@ -87,8 +87,8 @@ def _healed_text(position: Position, codec: TextCodec, ids: tuple[int, ...], hea
 def _is_authored(trail: Trail | None, num_chars: int) -> bool:
     """Whether the last characters of a stream's text are program or user text, and nothing but."""
     while num_chars > 0:
-        if trail is None or trail.piece.kind is not SegmentKind.TEXT:
-            return False
+        if trail is None or (trail.piece.text and trail.piece.kind is not SegmentKind.TEXT):
+            return False  # an output that a stop cut down to nothing stands between nothing
         num_chars -= len(trail.piece.text)
         trail = trail.parent
     return True

@@ -80,7 +80,10 @@ def sampling_options(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidArgumentError("n", options["n"], "1", "Use s.fork(n) for several continuations of one prompt.")
     if isinstance(options.get("json_schema"), Mapping):  # what the caller does to it later must not reach the node
         options["json_schema"] = _schema_text(options["json_schema"])
-    checked = SamplingParams(**options)
+    try:
+        checked = SamplingParams(**options)
+    except InvalidArgumentError as error:
+        raise error.renamed({name: alias for alias, name in _ALIASES.items() if given.get(alias) is not None}) from None
     return {name: getattr(checked, name) for name in options}
 
 

@@ -259,10 +259,12 @@ class EngineLoop:
         self._snapshot()
         now = time.monotonic()
         for event in events:
+            ticket = self._tickets[event.request.id]
             if isinstance(event, Progress):
-                self._tickets[event.request.id].progress(event)
+                ticket.progress(event)
             else:
-                self._tickets.pop(event.request.id).finished(event, now)
+                ticket.finished(event, now)
+                del self._tickets[event.request.id]  # not before: a ticket that fails is told of the engine's end
 
     def _snapshot(self) -> None:
         self._stats = self._running_machine.scheduler.stats()

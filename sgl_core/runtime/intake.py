@@ -139,8 +139,9 @@ class Intake:
         """The choices as tries over one prompt; one, unless they are too many for a step or for the pool."""
         self._check_ids("input_ids", request.input_ids)
         _check_routing(request.namespace, request.priority, request.hints)
-        if not request.continuations:
-            raise InvalidArgumentError("continuations", request.continuations, "at least one continuation")
+        if not isinstance(request.continuations, Sequence) or not request.continuations:
+            given = "none" if request.continuations == () else type(request.continuations).__name__
+            raise InvalidArgumentError("continuations", given, "a sequence of at least one continuation")
         for continuation in request.continuations:
             self._check_ids("continuations", continuation)
             self._check_fits(len(request.input_ids) + len(continuation) - 1, None)  # its last token is not run
@@ -211,6 +212,8 @@ class Intake:
         return replace(params, seed=int.from_bytes(digest, "big") >> (64 - SEED_BITS))
 
     def _check_ids(self, argument: str, ids: Sequence[int]) -> None:
+        if isinstance(ids, str | bytes | bytearray) or not isinstance(ids, Sequence):
+            raise InvalidArgumentError(argument, type(ids).__name__, "a sequence of token ids")
         if not ids:
             raise InvalidArgumentError(argument, "no tokens", "at least one token")
         vocab = self._facts.vocab_size
@@ -278,6 +281,8 @@ def _checked_heal(heal: str) -> str:
         raise InvalidArgumentError("heal", type(heal).__name__, "the text that the prompt ended in, as str")
     if len(heal) > _LONGEST_HEAL:
         raise InvalidArgumentError("heal", f"{len(heal)} characters", f"at most {_LONGEST_HEAL}, the text of a token or two")
+    if any("\ud800" <= char <= "\udfff" for char in heal):
+        raise InvalidArgumentError("heal", "a str with half a surrogate pair", "a str of valid Unicode")
     return heal
 
 

@@ -202,7 +202,7 @@ class Request:
     def logit_start(self, start: int, end: int, *, sample: bool) -> int:
         """First of the tokens ``start:end`` from which on logits are needed; ``end`` if none are."""
         if self.branches is not None:
-            return max(start, self.prompt_len - 1)
+            return min(end, max(start, self.prompt_len - 1))
         if self.is_scoring_prompt:
             return min(end, max(start, self.logprobs_from + len(self.logprobs) - 1))
         return end - 1 if sample else end

@@ -408,6 +408,8 @@ class Scheduler:
     def _note_miss(self, request: Request, continuations: tuple[int, ...]) -> None:
         """Remember where a prompt left the cache; of a scoring's requests the first speaks for all."""
         cached = request.attached_len
+        if request.is_scoring_prompt and self.tree.peek_prefix_len(request.ids, namespace=request.namespace) > cached:
+            return  # the cache goes on; it runs again for its log-probabilities
         if request.use_tree and cached < request.match_limit and (request.group is None or request.group.leader is request):
             miss = CacheMiss(request.id, request.prompt_len, cached, request.ids[cached], continuations)
             self._misses.append(miss)

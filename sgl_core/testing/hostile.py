@@ -128,6 +128,8 @@ _SCHEMAS: dict[str, Any] = {
     "unsatisfiable length": {"type": "string", "minLength": 5, "maxLength": 3},
     "false property": {"type": "object", "properties": {"a": False}, "required": ["a"]},
     "huge bounds": {"type": "integer", "minimum": -(10**300), "maximum": 10**300},
+    "integer that overflows": {"type": "integer", "const": -1e300},
+    "bounds that overflow": {"type": "integer", "minimum": -(2**63), "maximum": -(2**63) + 5},
     "narrow floats": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e-300},
     "tiny steps": {"type": "number", "multipleOf": 1e-30},
     "large steps": {"type": "integer", "multipleOf": 9_999_999_999},

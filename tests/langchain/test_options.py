@@ -47,6 +47,8 @@ def test_a_typo_in_the_engines_options_names_the_nearest():
     [
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens: got 0"),
+        ({"min_tokens": 5, "max_tokens": 3}, "min_tokens: got 5, expected at most max_tokens=3"),
         ({"timeout": 0}, "timeout"),
         ({"device": "tpu"}, "device"),
         ({"dtype": "int3"}, "dtype"),
@@ -64,6 +66,8 @@ def test_a_bad_value_is_refused_by_the_constructor(options, named):
 def test_a_bad_value_of_a_call_is_refused_by_name(engine):
     with pytest.raises(InvalidArgumentError, match="temperature: got -1"):
         ChatSgl(engine=engine).invoke("x", temperature=-1)
+    with pytest.raises(InvalidArgumentError, match="^max_tokens: got 0"):
+        ChatSgl(engine=engine).invoke("x", max_tokens=0)
 
 
 def test_standard_parameters_and_aliases_are_taken():

@@ -54,6 +54,17 @@ def test_max_tokens_is_a_short_name_and_both_names_are_too_many() -> None:
         sgl.gen("x", 5, max_new_tokens=5)
 
 
+def test_errors_name_an_option_as_it_was_typed() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^max_tokens: got 0"):
+        sgl.gen("x", 0)
+    with pytest.raises(InvalidArgumentError, match=r"^max_new_tokens: got 0"):
+        sgl.gen("x", max_new_tokens=0)
+    with pytest.raises(InvalidArgumentError, match=r"^min_tokens: got 5, expected at most max_tokens=3"):
+        sgl.gen("x", 3, min_tokens=5)
+    with pytest.raises(InvalidArgumentError, match=r"^min_new_tokens: got 5, expected at most max_tokens=3"):
+        sgl.gen("x", 3, min_new_tokens=5)
+
+
 def test_options_that_are_none_are_not_set() -> None:
     assert sgl.gen("x", None, stop=None, temperature=None).options == {}
 

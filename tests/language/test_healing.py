@@ -206,6 +206,22 @@ def test_healed_text_that_no_token_spells_in_the_end_is_text_again() -> None:
     assert state.text() == "It is pqparis"
 
 
+def test_healed_text_behind_an_output_that_a_stop_cut_down_to_nothing_is_healed_again() -> None:
+    class Cutting(FakeBackend):
+        """A stop string begins in the first token, which spelled the healed text, too."""
+
+        def _result(self, request, params, text) -> GenResult:
+            return replace(super()._result(request, params, text), text="", token_ids=(), healed_ids=(), text_behind_ids="")
+
+    @sgl.function
+    def program(s):
+        s += "It is " + sgl.gen("x", stop="pa") + sgl.gen("y")
+
+    with Cutting(lambda ids, params: "paris", codec=SpacedCodec()) as backend:
+        program.run(backend=backend, max_new_tokens=100)
+    assert [(request.input_ids, request.heal) for request in backend.requests] == [(ids_of("It is"), " ")] * 2
+
+
 def test_an_empty_output_leaves_the_healed_text_as_the_model_spelled_it() -> None:
     backend, state = run("It is ", sgl.gen("x"), "q", sgl.gen("y"), reply="")
     assert backend.requests[1].input_ids == ids_of("It is ") + tuple(b"q")

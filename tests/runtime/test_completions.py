@@ -16,18 +16,12 @@ from sgl_core.runtime.engine import Engine
 from sgl_core.runtime.grammar.matcher import GrammarMatcher
 from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.runtime.sampler import Pick, sample
-from sgl_core.testing.tiny_models import load_tiny_model
 from sgl_core.types import FinishReason, GenDelta, GenRequest, GenResult, SamplingParams
 
 WAIT_S = 60.0
 PROMPT = "one prompt and many ways to go on from here"
 EIGHT = SamplingParams(max_new_tokens=10, temperature=1.0, seed=7, n=8, ignore_eos=True)
 ENDLESS = replace(EIGHT, max_new_tokens=300)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return load_tiny_model("llama")
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from sgl_core.errors import (
 )
 from sgl_core.runtime.engine import Engine
 from sgl_core.runtime.model_runner import ModelRunner
+from sgl_core.runtime.scheduler import Scheduler
 from sgl_core.types import FinishReason, GenDelta, GenRequest, Hints, SamplingParams, ScoreRequest
 
 WAIT_S = 60.0
@@ -314,6 +315,14 @@ def test_a_bug_in_the_engine_thread_reaches_every_waiter(tiny_llama: Path, monke
             engine.submit("x", GO_ON).result(WAIT_S)
         with pytest.raises(EngineError, match="ZeroDivisionError"):
             engine.submit("x", GO_ON)
+
+
+def test_a_bug_at_a_requests_end_reaches_its_own_waiter_too(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(str(tiny_llama), dtype="float32", cache_tokens=256, prefix_cache=False) as engine:
+        monkeypatch.setattr(Scheduler, "flush", lambda scheduler: 1 / 0)
+        handle = engine.score(ScoreRequest((5, 6), ((7,), (8, 9))))
+        with pytest.raises(EngineError, match="ZeroDivisionError"):
+            handle.result(WAIT_S)
 
 
 def test_a_batch_with_a_bad_prompt_leaves_nothing_running(engine: Engine) -> None:

@@ -13,7 +13,6 @@ from sgl_core.runtime import sharing
 from sgl_core.runtime.engine import Engine
 from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.testing.references import full_forward, reference_logprobs
-from sgl_core.testing.tiny_models import load_tiny_model
 from sgl_core.types import FinishReason, GenDelta, GenRequest, GenResult, SamplingParams
 
 WAIT_S = 60.0
@@ -23,16 +22,6 @@ PLAIN = SamplingParams(max_new_tokens=6, ignore_eos=True)
 TOP = replace(PLAIN, logprobs=3)
 BOTH = replace(PLAIN, logprobs=2, prompt_logprobs=True)
 PROMPTS_ONLY = replace(PLAIN, prompt_logprobs=True)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return load_tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    return load_tiny_model("llama").model
 
 
 class Bench:

@@ -14,7 +14,7 @@ from sgl_core.backend import Handle
 from sgl_core.errors import ContextLengthError, GrammarError, InvalidArgumentError
 from sgl_core.runtime.engine import Engine
 from sgl_core.testing.tiny_models import TINY_VOCAB
-from sgl_core.types import GenRequest, GenResult, Hints, SamplingParams
+from sgl_core.types import GenRequest, GenResult, Hints, SamplingParams, ScoreRequest
 
 WAIT_S = 60.0
 NAN, INF = float("nan"), float("inf")
@@ -92,8 +92,8 @@ TOO_LITTLE_BUDGET: list[Malformed] = [
     ("grammar", {"grammar": 'start: "zqzqzqzqzq" /[0-9]+/'}),
 ]
 REQUESTS: list[Malformed] = [
-    *each("heal", 5, None, b" ", [" "]),
-    *each("input_ids", (), (-1,), (True,), (TINY_VOCAB,), ("a",)),
+    *each("heal", 5, None, b" ", [" "], "a\ud800"),
+    *each("input_ids", (), (-1,), (True,), (TINY_VOCAB,), ("a",), 5, None, "abc", b"abc", {5: 6}),
     *each("namespace", 5, ["a"]),
     *each("priority", None, 1.5, True, "high"),
     *each("timeout_s", 0, -1, NAN, INF, True, "1"),
@@ -180,6 +180,11 @@ def test_a_malformed_request_is_refused_by_name(case: Malformed, engine: Engine,
     argument, fields = case
     error = refuse(lambda: engine.submit(GenRequest(**{"input_ids": (5, 6, 7), **fields})))
     assert error.argument == {"input_ids": "prompt"}.get(argument, argument)
+
+
+@pytest.mark.parametrize("continuations", [(), 5, None, "abc", ((1,), 5), ((1,), "a"), ((1,), ()), ((1,), (TINY_VOCAB,))])
+def test_malformed_continuations_are_refused_by_name(continuations: Any, engine: Engine, refuse: Refuse) -> None:
+    assert refuse(lambda: engine.score(ScoreRequest((5, 6, 7), continuations))).argument == "continuations"
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers(engine: Engine, refuse: Refuse) -> None:

@@ -11,7 +11,7 @@ from sgl_core.runtime.request import Kind, ScoreGroup, State
 from sgl_core.runtime.scheduler import SchedulerOptions
 from sgl_core.runtime.waiting import MAX_OVERTAKEN
 from sgl_core.testing.simulation import VOCAB, Simulation, TextSink, expected_scores, oracle_continuation, tokens
-from sgl_core.types import FinishReason, Hints
+from sgl_core.types import FinishReason, Hints, SamplingParams
 
 
 def test_one_request_runs_to_its_budget() -> None:
@@ -294,6 +294,19 @@ def test_abort_in_every_state_frees_everything() -> None:
         assert sim.scheduler.abort(requests[0].id) is None
 
 
+def test_a_chunk_that_ends_before_what_a_scoring_asks_for_needs_no_logits() -> None:
+    sim = Simulation(chunk_tokens=10)
+    decoding = sim.submit(tokens(3, seed=4), new=12)
+    sim.step()
+    scored = sim.score(tokens(25), [[1, 2], [3]])
+    for _ in range(2):
+        plan = sim.step()
+        assert plan is not None
+        assert [(w.request, w.end - w.logit_start) for w in plan.works] == [(decoding, 1), (scored[0], 0)]
+    sim.drain()
+    sim.assert_all_ended_well()
+
+
 def test_an_aborted_score_takes_back_what_it_did_not_run() -> None:
     for steps_before in range(6):
         sim = Simulation(chunk_tokens=16)
@@ -374,6 +387,20 @@ def test_sharing_across_levels_covers_each_members_prefix() -> None:
     for shared in plan.shared:
         tables = {tuple(plan.works[m].request.slots[shared.start : shared.end]) for m in shared.members}
         assert len(tables) == 1, "members of a shared prefix have different slots"
+
+
+def test_what_runs_again_for_its_log_probabilities_is_no_miss() -> None:
+    sim = Simulation()
+    sim.submit(tokens(30), new=1)
+    sim.drain()
+    before = sim.scheduler.stats().misses
+    told = sim.submit(tokens(30), new=1, params=SamplingParams(prompt_logprobs=True))
+    sim.drain()
+    assert told.cached_len == 0
+    assert sim.scheduler.stats().misses == before
+    unseen = sim.submit(tokens(30, seed=1), new=1, params=SamplingParams(prompt_logprobs=True))
+    sim.drain()
+    assert [miss.request_id for miss in sim.scheduler.stats().misses[len(before) :]] == [unseen.id]
 
 
 def test_a_miss_says_where_the_prompt_left_the_cache() -> None:

@@ -39,16 +39,6 @@ def num_nodes(spans: Spans) -> int:
     return len({span[:length] for span in spans for length in range(1, len(span))})
 
 
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return load_tiny_model("llama")
-
-
-@pytest.fixture(scope="module")
-def reference() -> Any:
-    return load_tiny_model("llama").model
-
-
 @pytest.fixture
 def make_engine(loaded: LoadedModel) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []

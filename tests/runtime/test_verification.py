@@ -16,7 +16,6 @@ from sgl_core.runtime.engine import Engine
 from sgl_core.runtime.engine_loop import Machine
 from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.runtime.verification import Verifier
-from sgl_core.testing.tiny_models import load_tiny_model
 from sgl_core.types import FinishReason, GenDelta, GenRequest, GenResult, SamplingParams, Usage, Verification
 
 WAIT_S = 60.0
@@ -24,11 +23,6 @@ PROMPT = list(range(20, 50))
 GREEDY = SamplingParams(max_new_tokens=8, ignore_eos=True)
 SAMPLED = replace(GREEDY, temperature=1.0, seed=4)
 EQUAL = Verification(equal=True)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedModel:
-    return load_tiny_model("llama")
 
 
 @pytest.fixture(scope="module")

@@ -204,7 +204,10 @@ class SglLanguageModel(BaseLanguageModel[Any]):
 
     def _sampling_params(self) -> SamplingParams:
         values = {param: getattr(self, field) for field, param in _SAMPLING_FIELDS.items()}
-        return SamplingParams(**{param: value for param, value in values.items() if value is not None})
+        try:
+            return SamplingParams(**{param: value for param, value in values.items() if value is not None})
+        except InvalidArgumentError as error:
+            raise error.renamed({param: field for field, param in _SAMPLING_FIELDS.items()}) from None
 
     def _request(self, ids: Sequence[int]) -> GenRequest:
         return GenRequest(tuple(ids), self._sampling_params(), namespace=self.namespace, timeout_s=self.timeout)

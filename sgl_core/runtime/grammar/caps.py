@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from sgl_core.errors import GrammarError
 
-__all__ = ["check_choices", "check_lark", "check_regex", "check_text", "parse_schema", "schema_text"]
+__all__ = ["check_choices", "check_lark", "check_regex", "check_schema", "check_text", "parse_schema", "schema_text"]
 
 MAX_TEXT_BYTES = 64 * 1024
 MAX_PATTERN_BYTES = 16 * 1024
@@ -28,6 +28,12 @@ MAX_ENUM = 10_000
 MAX_VALUES = 50_000
 MAX_REPEAT = 1000
 MAX_REPEAT_PRODUCT = 10_000
+LEAST_NUMBER = -(10**18)
+"""In a schema. The compiler's range of integers overflows at 64 bits: from there on it calls itself without end, which no limit
+stops and which takes the whole process down."""
+
+GREATEST_NUMBER = 10**18
+"""That a schema may demand: the compiler cuts larger integers to 64 bits."""
 
 _LITERALS = frozenset({"const", "default", "enum", "examples"})
 """Keywords whose values are data, not schemas."""
@@ -160,7 +166,7 @@ def check_lark(text: str) -> None:
                 schema, at = json.JSONDecoder().raw_decode(text, at)
             except (ValueError, RecursionError):
                 _refuse("grammar", "what follows %json is not valid JSON")
-            _check_schema("grammar", schema)
+            check_schema("grammar", schema)
 
 
 def schema_text(schema: object) -> str:
@@ -181,7 +187,7 @@ def schema_text(schema: object) -> str:
     if isinstance(schema, str):
         check_text("json_schema", schema)
         return schema
-    _check_schema("json_schema", schema)
+    check_schema("json_schema", schema)
     try:
         return json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (ValueError, TypeError):
@@ -199,12 +205,17 @@ def parse_schema(text: str) -> dict[str, Any]:
         schema = json.loads(text)
     except (ValueError, RecursionError):
         _refuse("json_schema", "the text is not valid JSON")
-    _check_schema("json_schema", schema)
+    check_schema("json_schema", schema)
     assert isinstance(schema, dict), "checked above"
     return schema
 
 
-def _check_schema(argument: str, schema: object) -> None:
+def check_schema(argument: str, schema: object) -> None:
+    """Refuse what is no schema, or too large in some way.
+
+    Raises:
+        GrammarError: no object, not JSON, too deep, too many properties, or a part that ``check_regex`` would refuse.
+    """
     if not isinstance(schema, dict):
         what = {dict: "an object", list: "an array", bool: "a boolean"}.get(
             type(schema), f"a value of type {type(schema).__name__}"
@@ -239,10 +250,12 @@ class _SchemaWalk:
                 pending += [(child, depth + 1, below, repeats) for child, below in self._children(value, is_schema)]
             elif isinstance(value, list | tuple):
                 pending += [(child, depth + 1, is_schema, repeats) for child in value]
-            elif isinstance(value, float):
-                if not math.isfinite(value):
+            elif isinstance(value, int | float):
+                if isinstance(value, float) and not math.isfinite(value):
                     self._refuse("it holds NaN or an infinite number")
-            elif not (value is None or isinstance(value, str | int)):
+                if value < LEAST_NUMBER:
+                    self._refuse("it holds a number below minus 10 to the 18", "Leave the bound out, or take a nearer one.")
+            elif not (value is None or isinstance(value, str)):
                 self._refuse(f"it holds a value of type {type(value).__name__}, which JSON cannot", "Use JSON values.")
 
     def _children(self, value: dict[str, object], is_schema: bool) -> Iterator[tuple[object, bool]]:
@@ -253,7 +266,24 @@ class _SchemaWalk:
             else:
                 yield child, is_schema and key not in _LITERALS
 
+    def _check_promises(self, schema: dict[str, object]) -> None:
+        """Refuse what the compiler takes and does not keep."""
+        values = [schema.get(key) for key in ("const", "minimum", "exclusiveMinimum")]
+        members = schema.get("enum")
+        values += members if isinstance(members, list) else []
+        if any(isinstance(value, int | float) and GREATEST_NUMBER < value < math.inf for value in values):
+            self._refuse("it demands a number above 10 to the 18", "Take a nearer one.")
+        least, required = schema.get("minProperties"), schema.get("required")
+        named = len(set(map(str, required))) if isinstance(required, list) else 0
+        is_open = schema.get("additionalProperties") is not False or bool(schema.get("patternProperties"))
+        if isinstance(least, int) and least > max(1, named) and is_open:
+            self._refuse(
+                "it demands several members whose names are free, and nothing keeps a model from writing one name twice",
+                "Name them in properties and required, or leave minProperties out.",
+            )
+
     def _check_keywords(self, schema: dict[str, object], repeats: int) -> int:
+        self._check_promises(schema)
         for key in _NAMED & schema.keys():
             names = schema[key]
             if not isinstance(names, dict):

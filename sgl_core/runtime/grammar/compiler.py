@@ -22,6 +22,7 @@ from sgl_core.runtime.grammar import caps
 from sgl_core.runtime.grammar.closing import shortest_completion
 from sgl_core.runtime.grammar.compiled import CompiledGrammar
 from sgl_core.runtime.grammar.instance import lark_literals, minimal_choice_texts, minimal_regex_texts, minimal_texts
+from sgl_core.runtime.grammar.schema_dialect import understood
 from sgl_core.runtime.grammar.stop_regex import StopRegex
 from sgl_core.runtime.grammar.vocabulary import Vocabulary
 from sgl_core.types import SamplingParams
@@ -108,7 +109,8 @@ class GrammarCompiler:
         if argument == "heal":
             return _listed({"lark_grammar": f"start: {_quoted(heal)} /(?s:.)*/"}), candidates
         if argument == "json_schema":
-            schema = caps.parse_schema(text)
+            schema = understood(caps.parse_schema(text))
+            caps.check_schema(argument, schema)  # names that were listed once may be properties in many places now
             # No white space, and separators of one character: a model may otherwise wander through it for ever, nothing is
             # forced behind a brace, and budgets close two to three times as many outputs by force.
             entry = {"json_schema": {**schema, "x-guidance": {"whitespace_flexible": False}}}

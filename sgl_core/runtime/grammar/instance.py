@@ -15,6 +15,7 @@ from typing import Any
 
 from sgl_core.runtime.grammar.numbers import shortest_numbers
 from sgl_core.runtime.grammar.regex_shapes import chars, regex_shape, repeated
+from sgl_core.runtime.grammar.schema_dialect import DATE, DATE_TIME, DURATION, TIME
 from sgl_core.runtime.grammar.schema_merge import SchemaReader
 from sgl_core.runtime.grammar.shapes import (
     EMPTY,
@@ -38,11 +39,9 @@ _MAX_ITEMS = 4_096
 _MAX_ALTERNATIVE_BYTES = 8_192
 _DATE = r"20\d\d-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"
 _TIME = r"1\d:[0-5]\d:[0-5]\dZ"
+_ORDINARY = {DATE: _DATE, TIME: _TIME, DATE_TIME: f"{_DATE}T{_TIME}", DURATION: "P[1-9][DWMY]"}
+"""Values that nobody wonders at: shorter in tokens may be the second of January of the year 7."""
 _FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "duration": "P[1-9][DWMY]",
     "email": r"[a-z]@[a-z]\.[a-z]{2}",
     "hostname": "[a-z]",
     "ipv4": r"\d\.\d\.\d\.\d",
@@ -50,7 +49,6 @@ _FORMATS = {
     "uri": "[a-z]:",
     "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
 }
-"""Ordinary values: what a grammar allows beyond them (the year 0000, the second 60) other readers refuse."""
 
 
 def minimal_texts(schema: Any, vocabulary: Vocabulary, prefix: bytes = b"") -> Iterator[bytes]:
@@ -228,6 +226,7 @@ def _string(schema: Mapping[str, Any]) -> Shape | None:
     pattern = schema.get("pattern")
     if not isinstance(pattern, str):
         pattern = _FORMATS.get(schema.get("format", ""))
+    pattern = _ORDINARY.get(pattern or "", pattern)
     inner = repeated(_free(), length) if pattern is None else _matching(pattern, length)
     return None if inner is None else sequence([Literal(b'"'), inner, Literal(b'"')])
 

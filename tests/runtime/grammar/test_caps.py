@@ -239,3 +239,22 @@ def test_grammars_are_searched_for_large_parts(text: str, reason: str) -> None:
 )
 def test_strings_comments_and_data_inside_grammars_are_left_alone(text: str) -> None:
     caps.check_lark(text)
+
+
+@pytest.mark.parametrize("schema", [{"const": 10**19}, {"enum": [1, 1e300]}, {"type": "integer", "minimum": 2**63}])
+def test_a_number_that_would_be_cut_to_64_bits_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError, match="above 10 to the 18"):
+        caps.check_schema("json_schema", schema)
+    caps.check_schema("json_schema", {"type": "integer", "maximum": 2**63, "minimum": -(10**18)})
+
+
+def test_several_members_of_free_names_are_refused_as_one_name_could_come_twice() -> None:
+    for schema in ({"minProperties": 2}, {"minProperties": 3, "required": ["a", "b"], "properties": {"a": {}, "b": {}}}):
+        with pytest.raises(GrammarError, match="names are free"):
+            caps.check_schema("json_schema", {"type": "object", **schema})
+    for schema in (
+        {"minProperties": 1},
+        {"minProperties": 2, "required": ["a", "b"]},
+        {"minProperties": 2, "properties": {"a": {}, "b": {}, "c": {}}, "additionalProperties": False},
+    ):
+        caps.check_schema("json_schema", {"type": "object", **schema})
