@@ -37,10 +37,11 @@ def plan_spans(codec: TextCodec, tail: str, choices: Sequence[str]) -> ChoiceSpa
     """
     if not tail:
         return ChoiceSpans((), encode_alone(codec, choices))
-    joint = [codec.encode(tail + choice) for choice in choices]
-    length = _common_length([codec.encode(tail), *joint])
+    settled, unsettled = _settled(codec, tail)
+    joint = [codec.encode(unsettled + choice) for choice in choices]
+    length = _common_length([codec.encode(unsettled), *joint])
     length = max(0, min(length, *(len(ids) - 1 for ids in joint)))  # a choice without tokens of its own borrows one
-    return ChoiceSpans(joint[0][:length], _nonempty([ids[length:] for ids in joint]))
+    return ChoiceSpans(settled + joint[0][:length], _nonempty([ids[length:] for ids in joint]))
 
 
 def least_context(codec: TextCodec) -> tuple[int, ...]:
@@ -51,6 +52,20 @@ def least_context(codec: TextCodec) -> tuple[int, ...]:
 def encode_alone(codec: TextCodec, choices: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Each choice without any context."""
     return _nonempty([codec.encode(choice) for choice in choices])
+
+
+def _settled(codec: TextCodec, tail: str) -> tuple[tuple[int, ...], str]:
+    """Ids of the tail that no choice can change, and the text behind them, of at least one token.
+
+    A tail may be a book and the choices many: the book is encoded once and not with each of them.
+    """
+    ids = codec.encode(tail)
+    settled = ids[: max(0, min(codec.stable_len(tail), len(ids) - 1))]
+    text = codec.decode(settled)
+    unsettled = tail[len(text) :]
+    if text + unsettled != tail or settled + codec.encode(unsettled) != ids:
+        return (), tail  # text that the vocabulary cannot spell exactly, or spells otherwise at a beginning
+    return settled, unsettled
 
 
 def _nonempty(spans: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:

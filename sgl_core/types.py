@@ -415,7 +415,7 @@ class GenResult:
         text_behind_ids: see ``token_ids``; usually empty.
         seed: the seed that was used; None for greedy output.
         logprobs: of each of ``token_ids``, when asked for.
-        prompt_logprobs: of each prompt token, when asked for; None for the first, which nothing precedes.
+        prompt_logprobs: of each of ``GenRequest.input_ids``, when asked for; None for the first, which nothing precedes.
         healed_ids: tokens that spell ``GenRequest.heal`` alone; they belong to the prompt, and ``token_ids`` follow them.
         grammar_cut: where the budget closed the output; None if it did not have to.
         verification: of an engine with ``verify=True``.

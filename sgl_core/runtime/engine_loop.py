@@ -61,7 +61,11 @@ class EngineLoop:
     def start(self) -> None:
         """Start the thread and wait until the machine is built."""
         self._thread.start()
-        error = self._ready.get()
+        try:
+            error = self._ready.get()
+        except BaseException:  # an interrupt: nobody will ever hold this loop, so its thread must not outlive the wait
+            self.close()
+            raise
         if error is not None:
             self._thread.join()
             raise error

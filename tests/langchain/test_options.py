@@ -66,7 +66,7 @@ def test_a_bad_value_is_refused_by_the_constructor(options, named):
 def test_a_bad_value_of_a_call_is_refused_by_name(engine):
     with pytest.raises(InvalidArgumentError, match="temperature: got -1"):
         ChatSgl(engine=engine).invoke("x", temperature=-1)
-    with pytest.raises(InvalidArgumentError, match="^max_tokens: got 0"):
+    with pytest.raises(InvalidArgumentError, match=r"^max_tokens: got 0"):
         ChatSgl(engine=engine).invoke("x", max_tokens=0)
 
 

@@ -36,6 +36,7 @@ _NOT_YET: Final = {
     "regex": _NO_SCHEMA,
     "grammar": _NO_SCHEMA,
     "ebnf": _NO_SCHEMA,
+    "stop_regex": "use stop=[...], or stop_regex in a program of sgl_native",
     "choices": "use sgl.select in a program of sgl_native",
     "logprobs": _NO_LOGPROBS,
     "top_logprobs": _NO_LOGPROBS,

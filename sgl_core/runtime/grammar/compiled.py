@@ -101,17 +101,36 @@ class CompiledGrammar:
                 self._prototype = open_matcher(self.argument, self.vocabulary.tokenizer, self._grammar)
             return self._prototype
 
+    def cost(self, tokens: tuple[int, ...], healing: int) -> int:
+        """What ``tokens`` take of a budget: those that spell nothing but healed text are the prompt's.
+
+        Args:
+            tokens: in order, as they will be appended.
+            healing: bytes of the healed text that are still to come.
+        """
+        num_free = 0
+        for token in tokens:
+            size = len(self.vocabulary.token_bytes(token))
+            if not 0 < size <= healing:
+                break
+            num_free, healing = num_free + 1, healing - size
+        return len(tokens) - num_free
+
     def fits(self, budget: int) -> bool:
-        """Whether an output of at most ``budget`` tokens is known, ``healed`` included and end of text not."""
-        return len(self.shortest) <= budget
+        """Whether an output of at most ``budget`` tokens is known, end of text and what is the prompt's not counted."""
+        return self._least <= budget
+
+    @property
+    def _least(self) -> int:
+        return self.cost(self.shortest, len(self.healed))
 
     def refusal(self, budget: int) -> GrammarError:
         """What to raise where it does not fit."""
         return GrammarError(
             self.argument,
-            f"the shortest completion found needs {len(self.shortest)} tokens, and there is room for {budget}",
+            f"the shortest completion found needs {self._least} tokens, and there is room for {budget}",
             "Raise max_new_tokens, or ask for less.",
-            shortest_tokens=len(self.shortest),
+            shortest_tokens=self._least,
         )
 
     def matcher(self) -> GrammarMatcher:

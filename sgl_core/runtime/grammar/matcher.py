@@ -105,10 +105,11 @@ class GrammarMatcher:
             emitted.append(pending.pop(0))
             num_healed += self._heals(at, emitted[-1])
             at.scan = at.scan.after(self._vocabulary.token_bytes(emitted[-1]))
-            if self._released(at) or at.matcher.is_stopped() or len(emitted) >= (min(_MAX_RUN, remaining) if jump else 1):
+            left = remaining - (len(emitted) - num_healed)
+            if self._released(at) or at.matcher.is_stopped() or not (jump and left and len(emitted) < _MAX_RUN):
                 break
             pending = pending or at.matcher.compute_ff_tokens()
-            if pending and (pending[0] in self._ends or not self._push(at, pending[0], remaining - len(emitted))):
+            if pending and (pending[0] in self._ends or not self._push(at, pending[0], left)):
                 break
         at.tokens = (*at.tokens, *emitted)
         return Verdict(
@@ -137,12 +138,14 @@ class GrammarMatcher:
                 raise self._failure()
             return False
         certificate: tuple[int, ...] | None = at.certificate
+        spelled = self._vocabulary.token_bytes(token)
+        healing = max(0, at.healing - len(spelled))
+        room = remaining - self._compiled.cost((token,), at.healing)
         if not self._compiled.releases and (
-            len(at.certificate) >= remaining or not completes(after, at.certificate, self._eos)
+            self._compiled.cost(at.certificate, healing) > room or not completes(after, at.certificate, self._eos)
         ):
-            scan = at.scan.after(self._vocabulary.token_bytes(token))
-            certificate = closing(after, self._vocabulary, scan, remaining - 1, at.certificate)
-        if certificate is None:
+            certificate = closing(after, self._vocabulary, at.scan.after(spelled), room + healing, at.certificate)
+        if certificate is None or self._compiled.cost(certificate, healing) > room:
             return False
         at.matcher, at.certificate = after, certificate
         return True

@@ -221,6 +221,31 @@ def test_healed_text_before_a_grammar_is_healed_and_then_constrained(compiler: G
     assert {vocabulary.token_bytes(token)[:1] for token in allowed(apart)} == {b"P", b"R"}
 
 
+@pytest.mark.parametrize("heal", [" ", "   ", "\t", "http", ' {"'])
+@pytest.mark.parametrize("constraint", [{"regex": "[0-9]{4}"}, {"regex": "(Sun|Mon)day"}, {"json_schema": PAIR}])
+def test_healed_tokens_take_nothing_of_the_budget(
+    heal: str, constraint: dict[str, object], compiler: GrammarCompiler, vocabulary: Vocabulary
+) -> None:
+    grammar = compiled(compiler, heal, **constraint)
+    least = next(budget for budget in range(1, 99) if grammar.fits(budget))
+    assert least <= len(compiled(compiler, **constraint).shortest)
+    for seed in range(30):
+        rng, matcher, left, ended, text = random.Random(seed), grammar.matcher(), least + seed % 3, False, b""
+        while not ended:
+            assert left > 0
+            ids = allowed(matcher)
+            verdict = step(matcher, rng.choice(ids), left)
+            left -= len(verdict.tokens) - verdict.num_healed
+            left += sum(token == EOS for token in verdict.tokens)
+            text += b"".join(vocabulary.token_bytes(token) for token in verdict.tokens if token != EOS)
+            ended = verdict.ended or (left == 0 and matcher.certificate == ())
+        assert left >= 0
+        assert text.startswith(heal.encode())
+        check = compiled(compiler, heal, **constraint).prototype.deep_copy()
+        assert check.consume_tokens(vocabulary.shortest_spelling(text))
+        assert check.is_accepting()
+
+
 def test_a_matcher_whose_shared_automaton_is_worn_out_goes_on_with_a_fresh_one(vocabulary: Vocabulary) -> None:
     compiled = GrammarCompiler(vocabulary).compile(SamplingParams(regex="[a-z]{4}-[0-9]{4}"))
     assert compiled is not None
