@@ -35,12 +35,16 @@ class Counters:
         if cached > 0 and _owns_prompt(request):
             self.prompt_tokens += cached
             self.cached_tokens += cached
+        # Of the output, what a sibling with the same text computed: it was counted when it was put out, and has yet to run.
+        request.given.update(range(max(request.covered_len, request.prompt_len), request.attached_len))
         request.covered_len = max(request.covered_len, request.attached_len)
 
     def ran(self, request: Request, start: int, end: int) -> None:
         """Tokens ``start:end`` of a request went through the model."""
         first = end if request.is_replay else max(start, request.covered_len)
-        self.recomputed_tokens += min(end, first) - start
+        for_the_first_time = request.given.intersection(range(start, min(end, first)))
+        request.given -= for_the_first_time
+        self.recomputed_tokens += min(end, first) - start - len(for_the_first_time)
         request.covered_len = max(request.covered_len, end)
         prompt = max(0, min(end, request.prompt_len) - first)
         rest = max(0, end - first) - prompt

@@ -131,6 +131,8 @@ class Request:
     """Whether the tree knows of its siblings."""
     covered_len: int = 0
     """Leading tokens that are accounted for, as cached or as run; never falls."""
+    given: set[int] = field(default_factory=set)
+    """Indices of tokens of its output that were cached, as another one has the same text, and never run for it."""
     prefilled_len: int = 0
     """Prompt tokens that were run for this request first of all."""
     logprobs: list[TokenLogprob] = field(default_factory=list)

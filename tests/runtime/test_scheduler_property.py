@@ -44,6 +44,14 @@ def test_much_random_traffic_is_right_and_leaks_nothing(first: int, figure: Figu
 
 
 REGRESSIONS = {
+    "output that a sibling had computed was counted as computed again when it ran for the first time": Script(
+        Setup(num_slots=40, chunk_tokens=16, policy="dfs_weight", options=SchedulerOptions(seed=97)),
+        (
+            Submit(name="r0", pieces=((3, 7),), new=20, n=4, run=3),
+            *(Step(),) * 6,
+            Submit(name="r6", pieces=((2, 12), (1006, 2)), new=20, priority=1),
+        ),
+    ),
     "KV that a failed step never computed was kept, because a program had announced further uses of it": Script(
         Setup(num_slots=48),
         (
