@@ -38,7 +38,7 @@ def test_random_traffic_is_right_and_leaks_nothing(first: int, figure: Figure) -
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("first", range(1_000, 4_000, SEEDS_IN_A_BLOCK))
+@pytest.mark.parametrize("first", range(1_000, 2_500, SEEDS_IN_A_BLOCK))
 def test_much_random_traffic_is_right_and_leaks_nothing(first: int, figure: Figure) -> None:
     run_block(first, figure)
 
