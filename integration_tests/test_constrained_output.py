@@ -15,7 +15,8 @@ import pytest
 
 from sgl_core.errors import GrammarError
 from sgl_core.runtime.engine import Engine
-from sgl_core.testing.grammars import CASES, SCHEMAS, Case, fewest_tokens
+from sgl_core.runtime.grammar.vocabulary import Vocabulary
+from sgl_core.testing.grammars import CASES, SCHEMAS, Case, fewest_tokens, spellings_of
 from sgl_core.types import FinishReason, GenResult, SamplingParams
 
 if TYPE_CHECKING:
@@ -98,25 +99,22 @@ def run_all(engine: Engine, runs: list[Run], spellings: frozenset[bytes], figure
     engine.check_invariants()
 
 
-def spellings_of(engine: Engine) -> frozenset[bytes]:
-    from sgl_core.runtime.grammar.vocabulary import Vocabulary
-
-    vocabulary = Vocabulary(engine.codec.serialised, engine.facts.vocab_size, sorted(engine.facts.eos_ids))
-    return frozenset(vocabulary.token_bytes(token) for token in range(vocabulary.size)) - {b""}
+def spellings(engine: Engine) -> frozenset[bytes]:
+    return spellings_of(Vocabulary(engine.codec.serialised, engine.facts.vocab_size, sorted(engine.facts.eos_ids)))
 
 
 def test_a_model_without_sense_completes_every_output(babbling: Engine, figure: Figure) -> None:
     """Each case meets each budget at one temperature, its neighbour at the other; all pairs are in the soak."""
-    run_all(babbling, ALTERNATING, spellings_of(babbling), figure, "random model")
+    run_all(babbling, ALTERNATING, spellings(babbling), figure, "random model")
 
 
 @pytest.mark.soak
 def test_a_model_without_sense_completes_every_output_at_every_temperature(babbling: Engine, figure: Figure) -> None:
-    run_all(babbling, ALL_RUNS, spellings_of(babbling), figure, "random model")
+    run_all(babbling, ALL_RUNS, spellings(babbling), figure, "random model")
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(10))
 def test_the_embedded_model_completes_its_outputs(part: int, embedded_model: LoadedModel, figure: Figure) -> None:
     with Engine(loaded=embedded_model, cache_tokens=16_384) as engine:
-        run_all(engine, ALL_RUNS[part::30], spellings_of(engine), figure, "embedded model")
+        run_all(engine, ALL_RUNS[part::30], spellings(engine), figure, "embedded model")

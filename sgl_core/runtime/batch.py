@@ -53,7 +53,7 @@ class Sequences:
         self._works = works
         self._table = table
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Keys that any query sees at most."""
         return max(position + 1 for work in self._works for position in positions_of(work))

@@ -218,10 +218,10 @@ class Engine:
 
         One that was asked for as the first computation ended comes before the replay is queued, and would miss it.
         """
+        queued, decoder = self._intake.replay(original, request)  # here, on the caller's thread, as it checks and compiles
+        ids.append(queued.id)
 
         def replay(second: GenReceiver) -> Request:
-            queued, decoder = self._intake.replay(original, request)
-            ids.append(queued.id)
             self._loop.add([queued], {queued.id: GenTicket(second, decoder)})
             if aborted.is_set():
                 self._loop.abort([queued.id])

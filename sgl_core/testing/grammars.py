@@ -10,9 +10,12 @@ import json
 import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-__all__ = ["CASES", "REGEXES", "SCHEMAS", "Case", "RegexCase", "SchemaCase", "fewest_tokens"]
+from sgl_core.runtime.grammar.vocabulary import Vocabulary
+
+__all__ = ["CASES", "REGEXES", "SCHEMAS", "Case", "RegexCase", "SchemaCase", "fewest_tokens", "spellings_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,12 @@ class RegexCase:
 
 
 Case = SchemaCase | RegexCase
+
+
+@cache
+def spellings_of(vocabulary: Vocabulary) -> frozenset[bytes]:
+    """The bytes of all tokens that spell any, for ``fewest_tokens``."""
+    return frozenset(vocabulary.token_bytes(token) for token in range(vocabulary.size)) - {b""}
 
 
 def fewest_tokens(text: bytes, spellings: AbstractSet[bytes]) -> int:

@@ -13,7 +13,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from sgl_core.errors import GrammarError
 from sgl_core.runtime.grammar.reasons import reason_of
-from sgl_core.runtime.grammar.vocabulary import Vocabulary
+from sgl_core.runtime.grammar.vocabulary import Vocabulary, mask_bytes
 
 if TYPE_CHECKING:
     from sgl_core.runtime.grammar.matcher import GrammarMatcher
@@ -35,7 +35,7 @@ _LIMITS = LLParserLimits(
 
 def mask_of(matcher: LLMatcher, vocab_size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """The matcher's allowed tokens, one bit each, lowest first. Ask ``is_error()`` before believing it."""
-    mask = np.zeros((vocab_size + 31) // 32 * 4, np.uint8)
+    mask = np.zeros(mask_bytes(vocab_size), np.uint8)
     matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
     return mask
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sgl_core.errors import GrammarError
 from sgl_core.runtime.constraint import Verdict
 from sgl_core.runtime.grammar.closing import closing, completes
-from sgl_core.runtime.grammar.compiled import CompiledGrammar
+from sgl_core.runtime.grammar.compiled import CompiledGrammar, mask_of
 from sgl_core.runtime.grammar.json_scan import Scan
 
 __all__ = ["GrammarMatcher"]
@@ -67,18 +67,13 @@ class GrammarMatcher:
     def mask(self) -> NDArray[np.uint8]:
         """Allowed tokens, see ``Constraint``; computed once for each state of the output."""
         if self._mask is None:
-            mask = self._compute_mask()
+            mask = mask_of(self._at.matcher, self._vocabulary.size)
             if self._at.matcher.is_error():  # others have worn out the automaton that all outputs of this grammar share
                 self._at = replace(self._at, matcher=self._reopened())
-                mask = self._compute_mask()
+                mask = mask_of(self._at.matcher, self._vocabulary.size)
                 self._check(self._at.matcher)  # in this state it would say that the text may end
             self._mask = mask
         return self._mask
-
-    def _compute_mask(self) -> NDArray[np.uint8]:
-        mask = np.zeros(self._vocabulary.mask_bytes, np.uint8)
-        self._at.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        return mask
 
     def _reopened(self) -> LLMatcher:
         """A matcher on a fresh automaton, led to where the output stands."""

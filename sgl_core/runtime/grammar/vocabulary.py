@@ -14,7 +14,12 @@ from llguidance import LLTokenizer
 
 from sgl_core.errors import UnsupportedModelError
 
-__all__ = ["Vocabulary"]
+__all__ = ["Vocabulary", "mask_bytes"]
+
+
+def mask_bytes(size: int) -> int:
+    """Bytes of a mask over ``size`` tokens: one bit a token, in whole 32-bit words."""
+    return (size + 31) // 32 * 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,8 @@ class Vocabulary:
 
     @property
     def mask_bytes(self) -> int:
-        """Bytes of a mask: one bit a token, in whole 32-bit words."""
-        return (self._size + 31) // 32 * 4
+        """Bytes of a mask, see the function of this name."""
+        return mask_bytes(self._size)
 
     @property
     def tokenizer(self) -> LLTokenizer:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from sgl_core.runtime.grammar.compiled import CompiledGrammar
 from sgl_core.runtime.grammar.compiler import GrammarCompiler
 from sgl_core.runtime.grammar.vocabulary import Vocabulary
-from sgl_core.testing.grammars import CASES, REGEXES, SCHEMAS, Case, fewest_tokens
+from sgl_core.testing.grammars import CASES, REGEXES, SCHEMAS, Case, fewest_tokens, spellings_of
 from sgl_core.types import SamplingParams
 
 Driver = Callable[[NDArray[np.uint8], random.Random], int]
@@ -23,11 +21,6 @@ Driver = Callable[[NDArray[np.uint8], random.Random], int]
 BUDGETS = (20, 60, 100)
 DRIVERS = ("uniform", "lengthening")
 NAMES = [f"{type(case).__name__[:-4].lower()}: {case.name}" for case in CASES]
-
-
-@pytest.fixture(scope="module")
-def vocabulary(embedded_folder: Path) -> Vocabulary:
-    return Vocabulary((embedded_folder / "tokenizer.json").read_text(), 49_152, [2])
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +57,6 @@ def drivers(vocabulary: Vocabulary) -> dict[str, Driver]:
         return int(best[rng.randrange(len(best))])
 
     return {"uniform": uniform, "lengthening": lengthening}
-
-
-@cache
-def known_spellings(vocabulary: Vocabulary) -> frozenset[bytes]:
-    return frozenset(vocabulary.token_bytes(token) for token in range(vocabulary.size)) - {b""}
 
 
 def generate(grammar: CompiledGrammar, vocabulary: Vocabulary, driver: Driver, budget: int, seed: object) -> tuple[str, int]:
@@ -149,7 +137,7 @@ def test_only_what_cannot_fit_is_refused(
 ) -> None:
     refused: dict[int, list[str]] = {budget: [] for budget in BUDGETS}
     for case in CASES:
-        fewest = fewest_tokens(case.smallest_text.encode(), known_spellings(vocabulary))
+        fewest = fewest_tokens(case.smallest_text.encode(), spellings_of(vocabulary))
         grammar = compiled(case)
         assert len(grammar.shortest) <= fewest, case.name
         for budget in BUDGETS:

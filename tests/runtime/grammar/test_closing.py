@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,11 +25,6 @@ PERSON = {
     "required": ["name", "tags", "age"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-def vocabulary(embedded_folder: Path) -> Vocabulary:
-    return Vocabulary((embedded_folder / "tokenizer.json").read_text(), 49_152, [EOS])
 
 
 def lark(vocabulary: Vocabulary, grammar: str) -> LLMatcher:

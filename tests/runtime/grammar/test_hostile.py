@@ -3,14 +3,12 @@
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sgl_core.errors import GrammarError, InvalidArgumentError
-from sgl_core.runtime.codec import LocalCodec
 from sgl_core.runtime.grammar.compiler import GrammarCompiler
 from sgl_core.runtime.grammar.vocabulary import Vocabulary
 from sgl_core.testing.hostile import HOSTILE
@@ -21,15 +19,6 @@ LIMIT_S = 2.0
 GUARD = 10
 """Seconds are printed; a test fails only where they are out of all proportion, as machines are shared."""
 EOS = 2
-
-
-@pytest.fixture(scope="module")
-def vocabulary(embedded_folder: Path) -> Vocabulary:
-    """A real one: masks over few tokens would hide what is slow."""
-    codec = LocalCodec.from_folder(embedded_folder)
-    vocabulary = Vocabulary(codec.serialised, codec.vocab_size, [EOS])
-    assert vocabulary.tokenizer.vocab_size > 40_000
-    return vocabulary
 
 
 @pytest.fixture(scope="module")

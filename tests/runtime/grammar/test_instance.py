@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,6 @@ from sgl_core.runtime.grammar.vocabulary import Vocabulary
 
 INT = {"type": "integer"}
 STR = {"type": "string"}
-
-
-@pytest.fixture(scope="module")
-def vocabulary(embedded_folder: Path) -> Vocabulary:
-    return Vocabulary((embedded_folder / "tokenizer.json").read_text(), 49_152, [2])
 
 
 def first(schema: Any, vocabulary: Vocabulary) -> Any:
