@@ -34,7 +34,7 @@ def classify(s, review=REVIEWS[0]):
     s += "Label each review as positive or negative.\n\n"
     for text, label in SHOTS:
         s += f"Review: {text}\nLabel: {label}\n\n"
-    s += f"Review: {review}\nLabel: " + sgl.select("label", LABELS)
+    s += "Review: " + review + "\nLabel: " + sgl.select("label", LABELS)
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ def value_of(node: ast.expr) -> float:
 
 @sgl.function
 def react(s, question=QUESTIONS[0]):
-    s += EXAMPLES + f"Question: {question}\n"
+    s += EXAMPLES + "Question: " + question + "\n"
     for _ in range(MOST_STEPS):
         s += "Thought:" + sgl.gen("thought", max_tokens=32, temperature=0, stop="\n")
         s += "\nAction: " + sgl.select("action", ["calculate", "finish"])

@@ -12,14 +12,14 @@ import sgl_native as sgl
 @sgl.function
 def expand_tip(s, topic, tip):
     s += sgl.system("You give short, practical advice.")
-    s += sgl.user(f"Topic: {topic}. Explain this tip in two sentences: " + tip)
+    s += sgl.user("Topic: " + topic + ". Explain this tip in two sentences: " + tip)
     s += sgl.assistant(sgl.gen("detailed_tip", max_tokens=64, temperature=0))
 
 
 @sgl.function
 def main(s, topic="staying healthy", tips=("balanced diet", "regular exercise")):
     first, second = (expand_tip(topic=topic, tip=tip) for tip in tips)  # two new streams; neither waits for the other
-    s += sgl.user(f"Give me two tips on {topic}.")
+    s += sgl.user("Give me two tips on " + topic + ".")
     s += sgl.assistant(
         f"1. {tips[0]}: "
         + first["detailed_tip"]

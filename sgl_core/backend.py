@@ -118,6 +118,8 @@ class Capabilities:
         score: can score continuations.
         cached_tokens: reports cached tokens.
         heal: honours ``GenRequest.heal``.
+        images: takes pictures.
+        shares_in_flight: a request whose prefix another one is computing waits for it instead of computing it again.
         context_tokens: prompt and output together fit in this many tokens.
         default_max_new_tokens: budget of a request without one.
     """
@@ -128,6 +130,8 @@ class Capabilities:
     context_tokens: int = 8192
     default_max_new_tokens: int = 512
     heal: bool = False
+    images: bool = False
+    shares_in_flight: bool = False
 
 
 @runtime_checkable

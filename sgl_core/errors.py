@@ -26,7 +26,10 @@ Each class also subclasses the builtin that a caller would expect, so ``except V
     │   └── VerificationError                  computed again without the cache, the output was another
     └── ProgramError (RuntimeError)
         ├── VariableNotFoundError (KeyError)
-        └── StreamClosedError                  writing to a joined fork, or to a stream that failed
+        ├── StreamClosedError                  writing to a joined fork, or to a stream that failed
+        ├── TraceError (TypeError)             a program cannot be compiled as it is written; names the line and the cure
+        ├── GraphError (ValueError)            a graph breaks one of its rules, or cannot be written or read
+        └── MoveError (ValueError)             a proposed order of a prompt's parts breaks a rule, which it names
 
 ``sgl_core.plugins.errors`` adds the branch ``PluginError``, and the runtime's allocator ``OutOfSlotsError``, which nobody
 outside the scheduler sees. Messages follow one shape: the argument, what was given, what was expected, the cure. They never hold prompt text.
@@ -44,11 +47,13 @@ __all__ = [
     "EngineShutdown",
     "EngineStepError",
     "GrammarError",
+    "GraphError",
     "InvalidArgumentError",
     "MissingExtraError",
     "ModelError",
     "ModelFormatError",
     "ModelNotFoundError",
+    "MoveError",
     "NotYetAvailableError",
     "NumericsError",
     "PoolExhaustedError",
@@ -59,6 +64,7 @@ __all__ = [
     "SglError",
     "StreamClosedError",
     "TemplateError",
+    "TraceError",
     "UnknownOptionError",
     "UnsupportedModelError",
     "VariableNotFoundError",
@@ -248,6 +254,44 @@ class VariableNotFoundError(ProgramError, KeyError):
 
 class StreamClosedError(ProgramError):
     """A node was added to a stream that has been joined or has failed."""
+
+
+class TraceError(ProgramError, TypeError):
+    """A program does something with a value that it will have only when it runs, so it cannot be compiled as it is.
+
+    Args:
+        what: what the program does, in words.
+        cure: what to write instead.
+        place: the line, as ``file:line: source``; empty if it is not known.
+        argument: the argument whose value is needed, if it is one.
+    """
+
+    def __init__(self, what: str, cure: str, *, place: str = "", argument: str | None = None) -> None:
+        """Build the message from its parts."""
+        self.what = what
+        self.cure = cure
+        self.place = place
+        self.argument = argument
+        at = f" ({place})" if place else ""
+        super().__init__(f"{what}{at}. {cure}")
+
+
+class GraphError(ProgramError, ValueError):
+    """A graph that breaks a rule of graphs, or that cannot be written as JSON or read from it."""
+
+
+class MoveError(ProgramError, ValueError):
+    """A proposed order of the parts of a prompt is refused.
+
+    Args:
+        rule: the rule that it breaks; one of ``sgl_core.language.movement.RULES``.
+        what: which node breaks it, and how.
+    """
+
+    def __init__(self, rule: str, what: str) -> None:
+        """Name the rule first."""
+        self.rule = rule
+        super().__init__(f"{rule}: {what}")
 
 
 def check_options(where: str, given: Iterable[str], known: Iterable[str]) -> None:

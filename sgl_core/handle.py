@@ -2,6 +2,9 @@
 
 The producer (an engine thread, a fake) calls ``push``, then ``finish`` or ``fail`` once; both are safe from any thread
 and late calls are ignored, so an abort and a completion may race. Callbacks run outside the lock.
+
+Ten thousand requests may wait at once, so a handle has only what somebody has asked of it: an event where a thread blocks,
+lists where there is something to put into them.
 """
 
 from __future__ import annotations
@@ -32,6 +35,20 @@ class RequestHandle(Generic[ResultT]):
             on the producer's own thread.
     """
 
+    __slots__ = (
+        "_before_waiting",
+        "_deltas",
+        "_done_callbacks",
+        "_error",
+        "_id",
+        "_is_done",
+        "_listeners",
+        "_lock",
+        "_on_abort",
+        "_value",
+        "_woken",
+    )
+
     def __init__(
         self, on_abort: Callable[[str], None] | None = None, *, before_waiting: Callable[[], None] | None = None
     ) -> None:
@@ -40,12 +57,13 @@ class RequestHandle(Generic[ResultT]):
         self._on_abort = on_abort
         self._before_waiting = before_waiting
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._is_done = False
+        self._woken: threading.Event | None = None
         self._value: ResultT | None = None
         self._error: BaseException | None = None
-        self._deltas: list[GenDelta] = []
-        self._done_callbacks: list[Callable[[], None]] = []
-        self._listeners: list[_Listener] = []
+        self._deltas: list[GenDelta] | None = None
+        self._done_callbacks: list[Callable[[], None]] | None = None
+        self._listeners: list[_Listener] | None = None
 
     # ---- for waiters -------------------------------------------------------------------------------------------------
     @property
@@ -55,7 +73,7 @@ class RequestHandle(Generic[ResultT]):
 
     def done(self) -> bool:
         """Whether a result or an error is there."""
-        return self._ended.is_set()
+        return self._is_done
 
     def error(self) -> BaseException | None:
         """The error it ended with, if it did."""
@@ -64,7 +82,7 @@ class RequestHandle(Generic[ResultT]):
     def result(self, timeout: float | None = None) -> ResultT:
         """Wait for the result; see ``Handle.result``."""
         self._check_may_wait()
-        if not self._ended.wait(timeout):
+        if not self._wait(timeout):
             raise TimeoutError(f"request {self._id[:8]} is not done after {timeout} s; it goes on")
         if self._error is not None:
             raise self._error
@@ -78,7 +96,8 @@ class RequestHandle(Generic[ResultT]):
     def add_done_callback(self, fn: Callable[[], None]) -> None:
         """Call ``fn`` once when done, at once if it is."""
         with self._lock:
-            if not self._ended.is_set():
+            if not self._is_done:
+                self._done_callbacks = self._done_callbacks or []
                 self._done_callbacks.append(fn)
                 return
         fn()
@@ -87,7 +106,8 @@ class RequestHandle(Generic[ResultT]):
         """Call ``fn`` with every delta from the first on."""
         listener = _Listener(fn)
         with self._lock:
-            listener.pending.extend(self._deltas)
+            listener.pending.extend(self._deltas or ())
+            self._listeners = self._listeners or []
             self._listeners.append(listener)
         listener.drain()
 
@@ -128,14 +148,24 @@ class RequestHandle(Generic[ResultT]):
         if not self.done() and self._before_waiting is not None:
             self._before_waiting()
 
+    def _wait(self, timeout: float | None) -> bool:
+        """Whether it is done, at the latest after ``timeout`` seconds."""
+        with self._lock:
+            if self._is_done:
+                return True
+            self._woken = self._woken or threading.Event()
+            woken = self._woken
+        return woken.wait(timeout)
+
     # ---- for the producer --------------------------------------------------------------------------------------------
     def push(self, delta: GenDelta) -> None:
         """Publish a delta; ignored once the handle is done."""
         with self._lock:
-            if self._ended.is_set():
+            if self._is_done:
                 return
+            self._deltas = self._deltas or []
             self._deltas.append(delta)
-            listeners = tuple(self._listeners)
+            listeners = tuple(self._listeners or ())
             for listener in listeners:
                 listener.pending.append(delta)
         for listener in listeners:
@@ -151,12 +181,15 @@ class RequestHandle(Generic[ResultT]):
 
     def _end(self, value: ResultT | None, error: BaseException | None) -> None:
         with self._lock:
-            if self._ended.is_set():
+            if self._is_done:
                 return
             self._value, self._error = value, error
-            self._ended.set()
-            callbacks, self._done_callbacks = self._done_callbacks, []
-        for fn in callbacks:
+            self._is_done = True
+            callbacks, self._done_callbacks = self._done_callbacks, None
+            woken, self._woken = self._woken, None
+        if woken is not None:
+            woken.set()
+        for fn in callbacks or ():
             try:
                 fn()
             except BaseException:  # it is the listener's own affair; the producer and the others go on
@@ -165,6 +198,8 @@ class RequestHandle(Generic[ResultT]):
 
 class _Listener:
     """Delivers deltas to one callback, in order, whoever calls ``drain``."""
+
+    __slots__ = ("_busy", "_delivered", "fn", "pending")
 
     def __init__(self, fn: Callable[[GenDelta], None]) -> None:
         self.fn = fn

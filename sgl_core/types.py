@@ -311,11 +311,20 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class PrefetchRequest:
-    """Compute (or bring back) the KV of a prefix, generating nothing."""
+    """Compute (or bring back) the KV of a prefix, generating nothing.
+
+    Args:
+        input_ids: the prefix.
+        namespace: prefixes are shared within a namespace only.
+        timeout_s: seconds from submit after which nobody needs it any more.
+        when_idle: only with capacity that nothing else could use, and not at all when memory is short: the handle then
+            ends all the same, with whatever was computed.
+    """
 
     input_ids: tuple[int, ...]
     namespace: str | None = None
     timeout_s: float | None = None
+    when_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def test_every_program_compiles_and_uses_names_that_exist(page):
         assert sorted(name for name in names if not hasattr(sgl_native, name)) == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/language.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/language.md", "docs/compiler.md"])
 def test_every_program_runs_on_a_fake_engine(page, monkeypatch):
     monkeypatch.setitem(vars(sgl_native), "Engine", FakeBackend)
     sgl_native.set_default_backend(FakeBackend)

@@ -4,7 +4,9 @@
 the ``dispatcher``'s thread, ``position`` keeps token ids as truth beside the text. Imports neither torch nor a runtime.
 """
 
+from sgl_core.language.compiled import CompiledFunction
 from sgl_core.language.defaults import get_default_backend, set_default_backend
+from sgl_core.language.graph import Graph
 from sgl_core.language.group import ForkGroup
 from sgl_core.language.ir import Expr
 from sgl_core.language.primitives import (
@@ -12,11 +14,14 @@ from sgl_core.language.primitives import (
     assistant_begin,
     assistant_end,
     call,
+    commutative,
     gen,
     gen_int,
     gen_string,
+    image,
     raw,
     select,
+    separate_reasoning,
     system,
     system_begin,
     system_end,
@@ -25,28 +30,38 @@ from sgl_core.language.primitives import (
     user_end,
 )
 from sgl_core.language.program import SglFunction, function
+from sgl_core.language.sampling import to_context
+from sgl_core.language.services import flush_cache, get_server_info
 from sgl_core.language.state import ProgramState
 
 __all__ = [
+    "CompiledFunction",
     "Expr",
     "ForkGroup",
+    "Graph",
     "ProgramState",
     "SglFunction",
     "assistant",
     "assistant_begin",
     "assistant_end",
     "call",
+    "commutative",
+    "flush_cache",
     "function",
     "gen",
     "gen_int",
     "gen_string",
     "get_default_backend",
+    "get_server_info",
+    "image",
     "raw",
     "select",
+    "separate_reasoning",
     "set_default_backend",
     "system",
     "system_begin",
     "system_end",
+    "to_context",
     "user",
     "user_begin",
     "user_end",

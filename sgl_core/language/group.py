@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from sgl_core.errors import InvalidArgumentError
-from sgl_core.language.ir import ConstantText, Expr, RawText, RoleBegin, RoleEnd
-from sgl_core.language.position import Piece, pieces_since
-from sgl_core.language.stream import StreamExecutor
+from sgl_core.language.joining import appended_nodes, check_join, defined_names, first_error, gather
 from sgl_core.language.variables import VariableFuture
-from sgl_core.types import SegmentKind
 
 if TYPE_CHECKING:
     from sgl_core.language.state import ProgramState
@@ -80,52 +77,18 @@ class ForkGroup:
         self._bring_back(mode, errors)
 
     def _close(self, mode: str, errors: str) -> None:
-        if mode not in ("gather_variable", "concate_and_append"):
-            raise InvalidArgumentError("mode", mode, "gather_variable or concate_and_append")
-        if errors not in ("raise", "keep"):
-            raise InvalidArgumentError("errors", errors, "raise or keep")
+        check_join(mode, errors)
         for state in self._states:
             state.stream.close()
 
     def _bring_back(self, mode: str, errors: str) -> None:
-        failed = [state.stream.error for state in self._states if state.stream.error is not None]
-        for error in failed:
-            self._parent.run.mark_seen(error)
-        if failed and errors == "raise":
-            raise failed[0]
-        if mode == "gather_variable":
-            self._gather()
-        else:
-            self._append()
-
-    def _gather(self) -> None:
-        names = dict.fromkeys(name for state in self._states for name in state.stream.defined)
-        for name in names:
-            entries = [_entry(state.stream, name) for state in self._states]
-            values = [value for value, _ in entries]
-            self._parent.stream.define(VariableFuture.of(name, values, [meta for _, meta in entries]))
-
-    def _append(self) -> None:
-        for state in self._states:
-            stream = state.stream
-            if stream.error is None:
-                self._parent.stream.submit(_as_nodes_again(pieces_since(stream.position.trail, stream.origin)))
-
-
-def _entry(stream: StreamExecutor, name: str) -> tuple[Any, Mapping[str, Any]]:
-    """What a fork contributes to a gathered variable (its value, its error, or None), and its meta info."""
-    future = stream.find(name) if name in stream.defined else None
-    if future is None:
-        return stream.error, {}
-    return (future.result() if future.error is None else future.error), future.meta
-
-
-def _as_nodes_again(pieces: Sequence[Piece]) -> Iterator[Expr]:
-    """The nodes that bring about the same text elsewhere; what was generated is text there."""
-    for piece in pieces:
-        if piece.kind is SegmentKind.TURN:
-            yield RoleBegin(piece.role) if piece.opens else RoleEnd(piece.role)
-        elif piece.kind is SegmentKind.RAW:
-            yield RawText(piece.text)
-        else:
-            yield ConstantText(piece.text)
+        streams = [state.stream for state in self._states]
+        error = first_error(streams, errors)
+        if error is not None:
+            raise error
+        parent = self._parent.stream
+        if mode == "concate_and_append":
+            parent.submit(appended_nodes(streams))
+            return
+        for name in defined_names(streams):
+            parent.define(VariableFuture.of(name, *gather(streams, name)))

@@ -13,18 +13,26 @@ from typing import Any, Literal
 from sgl_core.errors import InvalidArgumentError
 
 __all__ = [
+    "Argument",
+    "ArgumentValue",
+    "CommutativeMark",
     "ConstantText",
     "Expr",
     "ExprList",
     "Fork",
     "Gen",
     "Heal",
+    "Image",
+    "JoinedValue",
+    "NodeValue",
+    "Prefetch",
     "RawText",
     "RoleBegin",
     "RoleEnd",
     "ScopeBegin",
     "ScopeEnd",
     "Select",
+    "Value",
     "Variable",
     "as_nodes",
 ]
@@ -84,12 +92,14 @@ class Gen(Expr):
         options: the ``SamplingParams`` fields that the author set; everything else is the program's default.
         dtype: type of the variable's value: str, int, float or bool.
         heal: which last token of the prompt the model spells anew; see ``sgl_core.language.healing``.
+        reasoning: the kind of model whose reasoning is kept apart from its answer; see ``sgl_core.language.reasoning``.
     """
 
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: type = str
     heal: Heal = "space"
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +132,87 @@ class RoleEnd(Expr):
 
 
 @dataclass(frozen=True, slots=True)
-class Variable(Expr):
-    """The text of a variable of the same stream, without waiting for it where the program is written."""
+class ArgumentValue:
+    """The value that a traced argument will have."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeValue:
+    """The value of a variable that a graph's node defines, or of a ``Call``.
+
+    Args:
+        node: id of the node.
+        name: the variable; empty for a ``Call``.
+    """
+
+    node: int
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedValue:
+    """What one fork contributes to a variable at a join that keeps errors: its value, its error, or None.
+
+    Args:
+        node: id of the ``Join``.
+        name: the variable.
+        index: which fork.
+    """
+
+    node: int
+    name: str
+    index: int
+
+
+Value = ArgumentValue | NodeValue | JoinedValue
+
+
+@dataclass(frozen=True, slots=True)
+class Argument(Expr):
+    """The text of an argument."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variable(Expr):
+    """The text of a value that is made elsewhere, or earlier; waits for it where it is run, not where it is written."""
+
+    source: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Image(Expr):
+    """A picture.
+
+    Args:
+        source: a path or URL as given, or the bytes of the file.
+    """
+
+    source: str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CommutativeMark(Expr):
+    """Bounds parts that their author allows in any order: "begin" before the first, "next" between two, "end".
+
+    Does nothing when it is run.
+    """
+
+    place: Literal["begin", "next", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch(Expr):
+    """Tell the backend to compute the text so far while it has nothing better to do. Changes no result.
+
+    Args:
+        min_tokens: not worth it for fewer tokens than these behind the last request of the stream.
+    """
+
+    min_tokens: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +246,10 @@ def as_nodes(value: object, argument: str = "s += ...") -> tuple[Expr, ...]:
     Raises:
         InvalidArgumentError: it is neither; nothing is converted in silence.
     """
+    if isinstance(value, Expr):  # first: a traced value lets nobody ask whether it is a str
+        return value.nodes()
     if isinstance(value, str):
         return (ConstantText(value),)
-    if isinstance(value, Expr):
-        return value.nodes()
     raise InvalidArgumentError(
         argument, type(value).__name__, "text or an expression such as gen(...)", "Convert a value with str(...) first."
     )

@@ -32,7 +32,7 @@ def gen_meta(node: Gen, result: GenResult, seed: int | None, codec: TextCodec) -
         "grammar_cut": None if result.grammar_cut is None else dataclasses.asdict(result.grammar_cut),
         "verification": None if result.verification is None else dataclasses.asdict(result.verification),
     }
-    if node.dtype is not str:
+    if node.dtype is not str or node.reasoning is not None:
         meta["raw_text"] = result.text
     return MappingProxyType(meta)
 

@@ -139,6 +139,12 @@ class Position:
         begun = self.begun(codec)
         return replace(begun, ids=begun.ids.extend(codec.encode(self.tail)), tail="") if self.tail else begun
 
+    def stable_ids(self, codec: TextCodec) -> tuple[int, ...]:
+        """The ids that every continuation of this point begins with: text may still merge with what follows it."""
+        if not self.tail:
+            return self.ids.flat()  # not even a beginning is certain while there is nothing: a first turn brings its own
+        return self.begun(codec).ids.flat() + codec.encode(self.tail)[: codec.stable_len(self.tail)]
+
     def add_generated(self, prompt: TokenRope, token_ids: tuple[int, ...], text: str, text_behind_ids: str = "") -> Position:
         """What a model or a choice put behind ``prompt``."""
         trail = Trail(Piece(SegmentKind.GENERATED, text), self.trail)

@@ -5,26 +5,46 @@ Every check that needs no model happens here, so that a mistake shows in the lin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import ParamSpec, TypeVar, Unpack
+from typing import ParamSpec, TypeVar, Unpack, cast
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.language.choices import CHOICE_METHODS, DEFAULT_CHOICES_METHOD
 from sgl_core.language.healing import DEFAULT_HEAL, check_heal
-from sgl_core.language.ir import Expr, ExprList, Gen, Heal, RawText, RoleBegin, RoleEnd, Select, as_nodes
+from sgl_core.language.ir import (
+    CommutativeMark,
+    Expr,
+    ExprList,
+    Gen,
+    Heal,
+    Image,
+    RawText,
+    RoleBegin,
+    RoleEnd,
+    Select,
+    as_nodes,
+)
+from sgl_core.language.reasoning import check_model_type
+from sgl_core.language.run import CURRENT_STATE
 from sgl_core.language.sampling import DTYPES, SamplingOptions, sampling_options
+from sgl_core.language.traced_state import TracedState
 
 __all__ = [
     "assistant",
     "assistant_begin",
     "assistant_end",
     "call",
+    "commutative",
     "gen",
     "gen_int",
     "gen_string",
+    "image",
     "raw",
     "select",
+    "separate_reasoning",
     "system",
     "system_begin",
     "system_end",
@@ -53,7 +73,8 @@ def gen(
 
     Args:
         name: variable that gets the text; None when nobody reads it.
-        max_tokens: short for ``max_new_tokens``; None is the backend's default budget.
+        max_tokens: short for ``max_new_tokens``; None is the backend's default budget, ``to_context`` all of the context
+            that the prompt leaves.
         dtype: int, float or bool: the variable holds that value, and the text is in the meta info as ``raw_text``.
         choices: makes this a ``select`` among them; sampling options then have no effect.
         choices_method: as in ``select``.
@@ -139,8 +160,85 @@ def raw(text: str) -> RawText:
     return RawText(text)
 
 
+def image(source: str | os.PathLike[str] | bytes) -> Image:
+    """A picture. Whether the backend takes any shows when the program runs.
+
+    Args:
+        source: a path, a URL, or the bytes of the file.
+
+    Raises:
+        InvalidArgumentError: it is none of them, or empty.
+        TraceError: it is the argument of a program that is being compiled; make it static.
+    """
+    given = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if not isinstance(given, str | bytes):
+        cure = "Convert it with bytes(...) first." if isinstance(given, bytearray | memoryview) else ""
+        raise InvalidArgumentError("source", type(given).__name__, "a path, a URL, or the bytes of a file", cure)
+    if not given:
+        raise InvalidArgumentError("source", given, "a path, a URL, or the bytes of a file")
+    return Image(given)
+
+
+def separate_reasoning(expr: Expr, model_type: str) -> ExprList:
+    """Keep the reasoning of a model apart from its answer, for every gen in ``expr``.
+
+    A gen ``name`` then defines two variables: ``name``, the answer, and ``name_reasoning_content``. The state's text and
+    what later gens continue hold the answer alone. Budget, stops and constraints are for the whole output, reasoning
+    included. Streaming the variable gives the answer when all of it is there, as only then is known where it begins.
+
+    Args:
+        expr: an expression with at least one gen; each needs a name.
+        model_type: "deepseek-r1", "qwen3", "gpt-oss", ...: ``sgl_core.language.reasoning.MODEL_TYPES``.
+
+    Raises:
+        InvalidArgumentError: a gen without a name, no gen at all, or an unknown kind of model.
+    """
+    check_model_type(model_type)
+    if not isinstance(expr, Expr):
+        raise InvalidArgumentError("expr", type(expr).__name__, "an expression with a gen in it")
+    nodes = expr.nodes()
+    gens = [node for node in nodes if isinstance(node, Gen)]
+    if not gens:
+        raise InvalidArgumentError("expr", "no gen", "an expression with a gen in it")
+    if any(gen.name is None for gen in gens):
+        cure = 'Write separate_reasoning(gen("answer"), ...): the variable of its reasoning is named after it.'
+        raise InvalidArgumentError("expr", "a gen without a name", "a name for every gen in it", cure)
+    return ExprList(tuple(replace(node, reasoning=model_type) if isinstance(node, Gen) else node for node in nodes))
+
+
+def commutative(*parts: Expr | str) -> ExprList:
+    """Say that some parts of a prompt mean the same in any order, as examples or documents mostly do.
+
+    They are appended as they stand here. Only ``compile(..., move="safe")`` takes the author at the word: it may put them
+    into another order, the same for every run, so that more of the prompt is shared. No part is ever dropped, doubled or
+    changed, nothing moves into or out of the group, and what is generated behind it reads all of them.
+
+    Args:
+        *parts: at least two, each text or an expression that closes the turns it opens and generates nothing.
+
+    Raises:
+        InvalidArgumentError: a single part, or one that cannot be moved.
+    """
+    if len(parts) < 2:
+        raise InvalidArgumentError(
+            "parts", len(parts), "at least two", "One part has no order; write it without commutative()."
+        )
+    marked: list[Expr] = []
+    for index, part in enumerate(parts):
+        nodes = as_nodes(part, f"parts[{index}]")
+        _check_movable(nodes, f"parts[{index}]")
+        marked += (CommutativeMark("next" if index else "begin"), *nodes)
+    return ExprList((*marked, CommutativeMark("end")))
+
+
 def call(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run host code on values: ``sgl.call(", ".join, s["words"])``. The interpreter runs it at once."""
+    """Run host code on values: ``sgl.call(", ".join, s["words"])``.
+
+    The interpreter runs it at once; in a program that is compiled it runs when its arguments are there, each time.
+    """
+    state = CURRENT_STATE.get()
+    if isinstance(state, TracedState):
+        return cast("T", state.call_host(fn, args, kwargs))
     return fn(*args, **kwargs)
 
 
@@ -191,6 +289,35 @@ def assistant_end() -> RoleEnd:
 
 def _turn(role: str, expr: Expr | str) -> ExprList:
     return ExprList((RoleBegin(role), *as_nodes(expr, f"{role}(...)"), RoleEnd(role)))
+
+
+def _check_movable(nodes: tuple[Expr, ...], argument: str) -> None:
+    """Refuse a part that means something else in another place."""
+    role: str | None = None
+    for node in nodes:
+        match node:
+            case CommutativeMark():
+                raise InvalidArgumentError(
+                    argument, "commutative(...)", "parts without groups of their own", "Make it one group."
+                )
+            case Gen() | Select():
+                cure = "What is generated depends on all that stands before it; put it behind commutative(...)."
+                raise InvalidArgumentError(argument, type(node).__name__, "parts that generate nothing", cure)
+            case RoleBegin() if role is not None:
+                raise InvalidArgumentError(argument, f"a {node.role} turn inside a {role} turn", "turns one after another")
+            case RoleBegin():
+                role = node.role
+            case RoleEnd() if node.role != role:
+                raise _unbalanced(argument, f"the end of a {node.role} turn that it does not open")
+            case RoleEnd():
+                role = None
+    if role is not None:
+        raise _unbalanced(argument, f"a {role} turn that it does not close")
+
+
+def _unbalanced(argument: str, given: str) -> InvalidArgumentError:
+    cure = "Write system(...), user(...) or assistant(...) around the whole of a part, or around all of commutative(...)."
+    return InvalidArgumentError(argument, given, "parts that close the turns they open", cure)
 
 
 def _checked_name(name: str | None) -> str | None:

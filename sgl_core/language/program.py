@@ -8,24 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from sgl_core.errors import InvalidArgumentError, ProgramError, UnknownOptionError
-from sgl_core.language.batch import BatchItem, Outcomes, run_batch
+from sgl_core.backend import Backend
+from sgl_core.errors import InvalidArgumentError, ProgramError, TraceError
+from sgl_core.language.batch import BatchItem, Outcomes, ThreadPool, arun_batch, run_batch
+from sgl_core.language.bodies import arun_body, in_thread, run_body, start_body
+from sgl_core.language.compiled import CompiledFunction, CompileOptions, constant_beginning, interpreted_report
 from sgl_core.language.defaults import checked_backend, get_default_backend
-from sgl_core.language.run import CURRENT_STATE, ProgramRun, check_seed
-from sgl_core.language.sampling import OPTION_NAMES, sampling_options
+from sgl_core.language.explain import render
+from sgl_core.language.graph import Graph
+from sgl_core.language.proposers import Proposer
+from sgl_core.language.recent import Recent, static_key
+from sgl_core.language.ir import Expr
+from sgl_core.language.run import CURRENT_STATE, PROGRAM_OPTIONS, RUN_OPTIONS, ProgramRun, check_seed
+from sgl_core.language.sampling import sampling_options
+from sgl_core.language.signature import Signature
 from sgl_core.language.state import ProgramState
+from sgl_core.language.tracer import trace
+from sgl_core.types import PrefetchRequest
 
 __all__ = ["SglFunction", "function"]
 
-_RUN_OPTIONS: Final = frozenset({"backend", "namespace", "seed"})
-_STREAM: Final = frozenset({"stream"})
+_MOST_COMPILED: Final = 16
 
 
 def function(func: Callable[..., Any]) -> SglFunction:
@@ -54,10 +62,11 @@ class SglFunction:
         self.name: str = getattr(func, "__name__", type(func).__name__)
         self.bound = dict(bound or {})
         self.is_async = inspect.iscoroutinefunction(func)
-        self._parameters, self._takes_any = _own_parameters(self.name, func)
+        self.signature = Signature(self.name, func, self.bound)
+        self._compiled: Recent[CompiledFunction] = Recent(_MOST_COMPILED)
 
     def __repr__(self) -> str:
-        return f"<SglFunction {self.name}({', '.join(self._parameters)})>"
+        return f"<SglFunction {self.name}({', '.join(self.signature.parameters)})>"
 
     # ---- starting a program ------------------------------------------------------------------------------------------
     def run(self, *args: Any, **kwargs: Any) -> ProgramState:
@@ -79,29 +88,28 @@ class SglFunction:
             InvalidArgumentError: an argument is missing or cannot be used.
             BaseException: what the body raised; or the first error in any of its streams that nobody has read.
         """
-        arguments, options = self._split("run", args, kwargs, _RUN_OPTIONS | _STREAM | OPTION_NAMES)
+        arguments, options = self.signature.split("run", args, kwargs, RUN_OPTIONS | {"stream"})
         stream = options.pop("stream", False)
-        state = self._open(options)
-        if not stream:
-            self._run_body(state, arguments)
-            return state
-        outside = ProgramState(state.run, state.stream, is_outside=True)
-        work = functools.partial(contextvars.copy_context().run, self._run_quietly, state, outside, arguments)
-        threading.Thread(target=work, name=f"sgl-{self.name}", daemon=True).start()
-        return outside
+        state = self.open(options)
+        body = functools.partial(self._body, state, arguments)
+        if stream:
+            return start_body(state, body, self.name)
+        run_body(state, body)
+        return state
 
     async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
         """Like ``run``, without blocking the loop; a plain ``def`` body runs in a thread of its own.
 
         Cancelling it aborts the program's requests.
         """
-        arguments, options = self._split("arun", args, kwargs, _RUN_OPTIONS | OPTION_NAMES)
-        state = self._open(options)
+        arguments, options = self.signature.split("arun", args, kwargs, RUN_OPTIONS)
+        state = self.open(options)
+        if self.is_async:
+            await arun_body(state, functools.partial(self._body_async, state, arguments))
+            return state
+        body = functools.partial(self._body, state, arguments)
         try:
-            if self.is_async:
-                await self._run_body_async(state, arguments)
-            else:
-                await _in_thread(functools.partial(self._run_body, state, arguments), f"sgl-{self.name}")
+            await in_thread(functools.partial(run_body, state, body), f"sgl-{self.name}")
         except asyncio.CancelledError:
             state.run.cancel()
             raise
@@ -138,12 +146,37 @@ class SglFunction:
             BaseException: the error of the first item that failed, after all have run (the iterators raise it in its
                 turn). Items do not disturb each other.
         """
-        seed = options.pop("seed", None) if "seed" not in self._parameters else None
-        if seed is not None:
-            check_seed(seed)
+        seed = self.batch_seed(options)
         outcomes = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
         run = functools.partial(self._run_item, outcomes, **options)
-        return run_batch(run, batch, outcomes, seed=seed, in_order=generator_style, as_completed=as_completed)
+        pool = ThreadPool(outcomes.threads_for(len(batch)))
+        return run_batch(run, batch, outcomes, pool, seed=seed, in_order=generator_style, as_completed=as_completed)
+
+    async def arun_batch(
+        self,
+        batch: Sequence[BatchItem],
+        *,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        return_errors: bool = False,
+        **options: Any,
+    ) -> list[Any]:
+        """Like ``run_batch``, without blocking the loop. Cancelling it aborts what runs; the rest never begins.
+
+        Raises:
+            InvalidArgumentError: the batch or an option cannot be used.
+            BaseException: the error of the first item that failed, after all have run.
+        """
+        seed = self.batch_seed(options)
+        outcomes = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
+        return await arun_batch(functools.partial(self.arun, **options), batch, outcomes, seed=seed)
+
+    def batch_seed(self, options: dict[str, Any]) -> int | None:
+        """The seed that the items' are derived from, taken out of the options."""
+        seed = options.pop("seed", None) if "seed" not in self.signature.parameters else None
+        if seed is not None:
+            check_seed(seed)
+        return seed
 
     def bind(self, **kwargs: Any) -> SglFunction:
         """The same function with some arguments fixed; arguments by position fill the others.
@@ -151,10 +184,86 @@ class SglFunction:
         Raises:
             UnknownOptionError: it has no such parameter.
         """
-        for name in kwargs:
-            if name not in self._parameters and not self._takes_any:
-                raise UnknownOptionError(f"{self.name}.bind", name, self._parameters)
+        self.signature.check_bindable("bind", list(kwargs))
         return SglFunction(self.func, {**self.bound, **kwargs})
+
+    # ---- compiling ---------------------------------------------------------------------------------------------------
+    def trace(self, *, static: Mapping[str, Any] | None = None) -> Graph:
+        """Run the body once with abstract arguments and return the graph of what it does, before any pass.
+
+        Args:
+            static: arguments that are fixed in the graph; their values may decide what the body does.
+
+        Raises:
+            TraceError: the body needs a value that is there only when it runs; says where, and what to write instead.
+            UnknownOptionError: ``static`` names an argument that the function does not have.
+        """
+        static = {} if static is None else dict(static)
+        self.signature.check_bindable("trace", list(static))
+        return trace(self, static=static)
+
+    def compile(
+        self,
+        *,
+        static: Mapping[str, Any] | None = None,
+        fallback: bool = False,
+        move: Literal["safe", "aggressive"] | None = None,
+        proposer: Proposer | None = None,
+        backend: Backend | None = None,
+        drop_unread: bool = False,
+    ) -> CompiledFunction:
+        """Make a program that runs from its graph: the same texts, values, messages and errors, with nobody waiting in between.
+
+        Args:
+            static: as for ``trace``. What was compiled is kept: the same values give the same object.
+            fallback: True lets a program that cannot be traced run interpreted; it warns, and ``explain`` says why.
+            move: "safe" lets parts that their author declared ``commutative`` change places, "aggressive" any constants and
+                arguments between two boundaries, so that more of the prompt is shared; None moves nothing. ``explain``
+                shows the difference.
+            proposer: what suggests the order for "aggressive"; None is constants first.
+            backend: whose tokens ``explain`` counts; nothing is sent to it, unless by the proposer.
+            drop_unread: leave out generations whose values nobody can see, and with them their errors.
+
+        Raises:
+            TraceError: it cannot be traced, and ``fallback`` is False.
+            InvalidArgumentError: an option cannot be used.
+        """
+        if move not in (None, "safe", "aggressive"):
+            raise InvalidArgumentError("move", move, '"safe", "aggressive" or None')
+        codec = None if backend is None else checked_backend(backend).codec
+        fixed = {} if static is None else dict(static)
+        self.signature.check_bindable("compile", list(fixed))
+        options = CompileOptions(fallback=fallback, move=move, proposer=proposer, codec=codec, drop_unread=drop_unread)
+        key = (static_key(fixed), fallback, move, id(proposer), None if codec is None else codec.fingerprint, drop_unread)
+        return self._compiled.get(key, lambda: CompiledFunction(self.bind(**fixed), options))
+
+    def explain(self) -> str:
+        """How it compiles: what each ``compile`` so far has made of it, or else what ``compile()`` would say."""
+        compiled = self._compiled.values()
+        if compiled:
+            return "\n\n".join(one.explain() for one in compiled)
+        try:
+            return self.compile().explain()
+        except TraceError as error:
+            return render(interpreted_report(self.name, error))
+
+    def cache(self, backend: Backend | None = None, *, static: Mapping[str, Any] | None = None) -> int:
+        """Have the backend compute now what every run begins with, and wait for it.
+
+        Args:
+            backend: None is the default one.
+            static: as for ``trace``.
+
+        Returns:
+            Tokens of that prefix. What cannot be traced to its end is computed as far as it was traced.
+        """
+        target = get_default_backend() if backend is None else checked_backend(backend)
+        if target.codec is None:
+            return 0
+        prefix = constant_beginning(self, static or {}, target.codec)
+        if prefix:
+            target.prefetch(PrefetchRequest(prefix)).result()
+        return len(prefix)
 
     # ---- inside a program --------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -169,16 +278,16 @@ class SglFunction:
             ProgramError: no program is running here.
         """
         current = CURRENT_STATE.get()
-        if args and isinstance(args[0], ProgramState):
+        if args and not isinstance(args[0], Expr) and isinstance(args[0], ProgramState):
             state, args, is_inline = args[0], args[1:], True
         elif current is not None:
-            state, is_inline = ProgramState(current.run, current.stream.call()), False
+            state, is_inline = current.begin_call(self.name), False
         else:
             raise ProgramError(
                 f"{self.name}(...) was called outside a program; use {self.name}.run(...), or give it the state: "
                 f"{self.name}(s, ...)"
             )
-        arguments, _ = self._split("call", args, kwargs, frozenset())
+        arguments, _ = self.signature.split("", args, kwargs, frozenset())
         if self.is_async:
             return self._call_async(state, arguments, is_inline)
         with _current(state):
@@ -196,108 +305,35 @@ class SglFunction:
         state.ret_value = value
         return state
 
-    # ---- running a body ----------------------------------------------------------------------------------------------
-    def _open(self, options: dict[str, Any]) -> ProgramState:
+    # ---- for this package --------------------------------------------------------------------------------------------
+    def open(self, options: dict[str, Any]) -> ProgramState:
+        """The state of a new run with these options, which ``Signature.split`` has let through."""
         given = options.pop("backend", None)
         backend = get_default_backend() if given is None else checked_backend(given)
-        run_options = {name: options.pop(name) for name in _RUN_OPTIONS & options.keys()}
+        run_options = {name: options.pop(name) for name in PROGRAM_OPTIONS & options.keys()}
         run = ProgramRun(backend, defaults=sampling_options(f"{self.name}.run", options), **run_options)
         return ProgramState(run, run.root)
 
     def _run_item(self, batch: Outcomes, *args: Any, **kwargs: Any) -> ProgramState:
-        arguments, options = self._split("run_batch", args, kwargs, _RUN_OPTIONS | OPTION_NAMES)
-        state = self._open(options)
+        arguments, options = self.signature.split("run_batch", args, kwargs, RUN_OPTIONS)
+        state = self.open(options)
         batch.started.append(state.run)
-        self._run_body(state, arguments)
+        run_body(state, functools.partial(self._body, state, arguments))
         return state
 
-    def _run_body(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        run = state.run
-        try:
-            try:
-                with _ending(run), _current(state):
-                    state.ret_value = self._value_of_body(state, arguments)
-            except Exception:
-                run.wait()
-                raise
-            run.wait()
-        except Exception:
-            raise
-        except BaseException:  # KeyboardInterrupt, also while waiting: nobody wants the rest any more
-            run.cancel()
-            raise
-        run.raise_unread()
+    def _body(self, state: ProgramState, arguments: dict[str, Any]) -> Any:
+        with _current(state):
+            if not self.is_async:
+                return self.func(state, **arguments)
+            if _loop_is_running():
+                raise ProgramError(
+                    f"{self.name} is an async function and a loop is running here; use: await {self.name}.arun(...)"
+                )
+            return asyncio.run(self.func(state, **arguments))
 
-    def _value_of_body(self, state: ProgramState, arguments: dict[str, Any]) -> Any:
-        if not self.is_async:
-            return self.func(state, **arguments)
-        if _loop_is_running():
-            raise ProgramError(f"{self.name} is an async function and a loop is running here; use: await {self.name}.arun(...)")
-        return asyncio.run(self.func(state, **arguments))
-
-    async def _run_body_async(self, state: ProgramState, arguments: dict[str, Any]) -> None:
-        run = state.run
-        try:
-            with _ending(run), _current(state):
-                state.ret_value = await self.func(state, **arguments)
-        except Exception:
-            await run.wait_async()
-            raise
-        await run.wait_async()
-        run.raise_unread()
-
-    def _run_quietly(self, state: ProgramState, outside: ProgramState, arguments: dict[str, Any]) -> None:
-        """For ``stream=True``: what goes wrong stays with the run, and readers outside get it."""
-        try:
-            self._run_body(state, arguments)
-        except BaseException as error:
-            state.run.body_error = error
-        finally:
-            outside.ret_value = state.ret_value
-            state.run.ended.set()
-
-    # ---- arguments ---------------------------------------------------------------------------------------------------
-    def _split(
-        self, where: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: frozenset[str]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments of the function, and options of the method that was called."""
-        place = self.name if where == "call" else f"{self.name}.{where}"
-        free = [name for name in self._parameters if name not in self.bound]
-        if len(args) > len(free):
-            raise InvalidArgumentError(place, f"{len(args)} arguments by position", f"at most {len(free)}")
-        arguments = {**self.bound, **dict(zip(free, args, strict=False))}
-        chosen: dict[str, Any] = {}
-        for name, value in kwargs.items():
-            if name in self._parameters:
-                if name in free[: len(args)]:
-                    raise InvalidArgumentError(name, "a value by position and one by name", "one of them")
-                arguments[name] = value
-            elif name in options:
-                chosen[name] = value
-            elif self._takes_any:
-                arguments[name] = value
-            else:
-                raise UnknownOptionError(place, name, {*self._parameters, *options})
-        for name, parameter in self._parameters.items():
-            if name not in arguments and parameter.default is inspect.Parameter.empty:
-                raise InvalidArgumentError(name, "nothing", "a value", f"{place} needs this argument.")
-        return arguments, chosen
-
-
-def _own_parameters(name: str, func: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Parameters behind the state, and whether it takes any keyword."""
-    kinds = inspect.Parameter
-    parameters = list(inspect.signature(func).parameters.values())
-    if not parameters or parameters[0].kind not in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD):
-        raise InvalidArgumentError(name, "no first parameter", "the state as first parameter", f"Write def {name}(s, ...).")
-    own = parameters[1:]
-    for parameter in own:
-        if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.VAR_POSITIONAL):
-            raise InvalidArgumentError(
-                name, f"parameter {parameter}", "parameters that can be given by name", "Take a list instead of *args."
-            )
-    named = {parameter.name: parameter for parameter in own if parameter.kind is not kinds.VAR_KEYWORD}
-    return named, len(named) < len(own)
+    async def _body_async(self, state: ProgramState, arguments: dict[str, Any]) -> Any:
+        with _current(state):
+            return await self.func(state, **arguments)
 
 
 @contextlib.contextmanager
@@ -310,50 +346,9 @@ def _current(state: ProgramState) -> Iterator[None]:
         CURRENT_STATE.reset(token)
 
 
-@contextlib.contextmanager
-def _ending(run: ProgramRun) -> Iterator[None]:
-    """Tell the run when its body has ended, and with what."""
-    try:
-        yield
-    except BaseException as error:
-        run.end_body(error)
-        raise
-    run.end_body()
-
-
 def _loop_is_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return False
     return True
-
-
-async def _in_thread(work: Callable[[], None], name: str) -> None:
-    """Run ``work`` in a thread of its own. A shared pool could be full of bodies that wait for each other."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-
-    def report(error: BaseException | None) -> None:
-        if ended.cancelled():
-            return
-        if error is None:
-            ended.set_result(None)
-        else:
-            ended.set_exception(error)
-
-    def run() -> None:
-        error: BaseException | None = None
-        try:
-            work()
-        except StopIteration as raised:  # no future can hold one, and nobody would be woken
-            error = RuntimeError("the program raised StopIteration")
-            error.__cause__ = raised
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-            loop.call_soon_threadsafe(report, error)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
-    await ended

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sgl_core.backend import Backend
 from sgl_core.errors import NotYetAvailableError, ProgramError
 from sgl_core.language.healing import GenPrompt
 from sgl_core.language.ir import Select
 from sgl_core.language.position import Position, TokenRope, pieces_since, segments_of
+from sgl_core.language.sampling import to_context
 from sgl_core.spans import ChoiceSpans, encode_alone, least_context, plan_spans
 from sgl_core.types import GenRequest, Hints, SamplingParams, ScoreRequest, Segment
 
 if TYPE_CHECKING:
     from sgl_core.language.run import ProgramRun
 
-__all__ = ["PlannedSelect", "generation_request", "score_requests"]
+__all__ = ["PlannedSelect", "generation_request", "refuse_image", "score_requests"]
 
 
 def generation_request(
@@ -25,10 +27,12 @@ def generation_request(
 
     Raises:
         ProgramError: there is nothing to continue.
+        NotYetAvailableError: the budget is what the context leaves, and the backend does not say what that is.
     """
+    ids = _prompt_ids(run, prompt.ids)
     return GenRequest(
-        input_ids=_prompt_ids(run, prompt.ids),
-        params=params,
+        input_ids=ids,
+        params=_budgeted(params, run.backend, len(ids) + len(prompt.heal.encode())),  # a token of it is at least a byte
         segments=_segments(run, position),
         namespace=run.namespace,
         hints=hints,
@@ -78,6 +82,31 @@ def score_requests(run: ProgramRun, position: Position, node: Select, hints: Hin
         hints=hints,
     )
     return PlannedSelect(prompt, spans, (request, alone))
+
+
+def refuse_image(backend: Backend) -> None:
+    """Refuse a picture where the backend takes none.
+
+    Raises:
+        NotYetAvailableError: it takes none.
+    """
+    if not backend.capabilities.images:
+        raise NotYetAvailableError(
+            f"{type(backend).__name__} takes no pictures; describe the picture in text, or run the program on a backend whose "
+            "capabilities have images=True"
+        )
+
+
+def _budgeted(params: SamplingParams, backend: Backend, prompt_tokens: int) -> SamplingParams:
+    """The parameters with the budget that ``to_context`` stands for; a prompt that leaves no room is the backend's to refuse."""
+    if params.max_new_tokens != to_context:
+        return params
+    if not backend.capabilities.token_ids:
+        raise NotYetAvailableError(
+            "max_tokens=to_context needs a backend that takes token ids, as only that knows how long the prompt is; "
+            "give a number of tokens"
+        )
+    return replace(params, max_new_tokens=max(1, backend.capabilities.context_tokens - prompt_tokens))
 
 
 def _segments(run: ProgramRun, position: Position) -> tuple[Segment, ...]:

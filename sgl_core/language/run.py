@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 from sgl_core.backend import Backend, TextCodec
 from sgl_core.errors import InvalidArgumentError, RequestAborted
 from sgl_core.language.dispatcher import post
+from sgl_core.language.joining import when_all
 from sgl_core.language.places import warn_user
 from sgl_core.language.position import Position
-from sgl_core.language.sampling import combined_params
+from sgl_core.language.sampling import OPTION_NAMES, combined_params
 from sgl_core.language.stream import StreamExecutor
 from sgl_core.language.textonly import TextOnlyCodec
 from sgl_core.types import SEED_BITS, SamplingParams
@@ -25,8 +26,12 @@ from sgl_core.types import SEED_BITS, SamplingParams
 if TYPE_CHECKING:
     from sgl_core.language.state import ProgramState
 
-__all__ = ["CURRENT_STATE", "ProgramRun", "check_seed", "derived_seed"]
+__all__ = ["CURRENT_STATE", "PROGRAM_OPTIONS", "RUN_OPTIONS", "ProgramRun", "check_seed", "derived_seed"]
 
+PROGRAM_OPTIONS: Final = frozenset({"backend", "namespace", "seed"})
+"""What ``run`` and its kin know about a program as a whole."""
+RUN_OPTIONS: Final = PROGRAM_OPTIONS | OPTION_NAMES
+"""What ``run`` and its kin know."""
 CURRENT_STATE: Final[ContextVar[ProgramState | None]] = ContextVar("sgl_current_state", default=None)
 """The state of the innermost function body that runs in this context."""
 
@@ -87,8 +92,9 @@ class ProgramRun:
         self._streams: list[StreamExecutor] = []
         self._seen: dict[int, BaseException] = {}  # by id; kept alive, so that ids stay theirs
         self._cut: str | None = None
+        self._stop: tuple[int, BaseException] | None = None
         self.root = StreamExecutor(self, ())
-        self.root.begin(Position())
+        self.root.begin(Position(), 0)
 
     # ---- for its streams ---------------------------------------------------------------------------------------------
     def register(self, stream: StreamExecutor) -> None:
@@ -100,6 +106,16 @@ class ProgramRun:
         """The sampling parameters of the ``index``-th generation of the stream at ``path``."""
         # The length keeps paths apart: generation 2 of stream (1,) is not generation 1 of stream (1, 2).
         return combined_params(self._defaults, options, derived_seed(self.seed, len(path), *path, index))
+
+    def stopped_before(self, order: int) -> BaseException | None:
+        """The error that ended a compiled body before it came to its node number ``order``, if one did."""
+        if self._stop is None or order <= self._stop[0]:
+            return None
+        return self._stop[1]
+
+    def stop(self, order: int, error: BaseException) -> None:
+        """A compiled body fails at its node number ``order``: what comes behind is not run."""
+        self._stop = order, error
 
     def note_cut(self, name: str) -> None:
         """Remember the first variable that ended at the backend's default budget."""
@@ -143,6 +159,10 @@ class ProgramRun:
         """Like ``wait``, without blocking the loop."""
         for stream in self._each_stream():
             await stream.barrier().wait_async()
+
+    def when_streams_end(self, then: Callable[[], None]) -> None:
+        """Call ``then`` once every stream has done what was submitted."""
+        when_all((stream.barrier() for stream in self._each_stream()), then)
 
     def cancel(self) -> None:
         """Abort everything in flight and run nothing more; readers get RequestAborted."""

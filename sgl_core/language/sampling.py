@@ -12,7 +12,25 @@ from typing import Any, Final, TypedDict
 from sgl_core.errors import GrammarError, InvalidArgumentError, check_options
 from sgl_core.types import SamplingParams
 
-__all__ = ["DTYPES", "OPTION_NAMES", "SamplingOptions", "combined_params", "read_as", "sampling_options"]
+__all__ = ["DTYPES", "OPTION_NAMES", "SamplingOptions", "combined_params", "read_as", "sampling_options", "to_context"]
+
+
+class _ToContext(int):
+    """A number with a name."""
+
+    def __repr__(self) -> str:
+        return "to_context"
+
+    def __reduce__(self) -> str:
+        return "to_context"
+
+
+to_context: Final = _ToContext(2**31 - 1)
+"""A budget for ``max_tokens``: all of the model's context that the prompt leaves.
+
+It is the largest number that a budget can be, which no context has room for, so it may go wherever an int goes, JSON
+included. What the number stands for is put into the request when the length of the prompt is known.
+"""
 
 DEFAULT_TEMPERATURE: Final = 1.0  # SGLang's; ported programs rely on it. SamplingParams() itself is greedy.
 _ALIASES: Final = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}

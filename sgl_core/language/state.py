@@ -17,7 +17,7 @@ from sgl_core.errors import InvalidArgumentError, VariableNotFoundError
 from sgl_core.language.feed import aiterate, iterate
 from sgl_core.language.group import ForkGroup
 from sgl_core.language.ir import Expr, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, as_nodes
-from sgl_core.language.places import warn_of_special_spellings
+from sgl_core.language.places import at_user_line, warn_of_special_spellings
 from sgl_core.language.position import messages_of, pieces_since, text_of
 from sgl_core.language.run import ProgramRun
 from sgl_core.language.stream import StreamExecutor
@@ -33,6 +33,8 @@ class ProgramState:
         ret_value: what the function returned; None until it has.
         run, stream: what it is a face of; for this package.
     """
+
+    __slots__ = ("_is_outside", "ret_value", "run", "stream")
 
     def __init__(self, run: ProgramRun, stream: StreamExecutor, *, is_outside: bool = False) -> None:
         """Made by ``SglFunction`` and ``fork``; ``is_outside``: held by somebody else while the body still runs."""
@@ -80,6 +82,10 @@ class ProgramState:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise InvalidArgumentError("n", n, "an int of at least 1")
         return ForkGroup(self, tuple(ProgramState(self.run, stream) for stream in self.stream.fork(n)))
+
+    def begin_call(self, function: str) -> ProgramState:  # noqa: ARG002  (a traced state records the name)
+        """The state of a function that is called in this program as a stream of its own; called by ``SglFunction``."""
+        return ProgramState(self.run, self.stream.call())
 
     def copy(self) -> ProgramState:
         """An independent continuation: a fork of one that is never joined. As a context manager it closes at the end."""
@@ -213,6 +219,13 @@ class ProgramState:
             self.run.ended.wait()
         self.stream.barrier().result()
 
+    def abort(self) -> None:
+        """End the program soon: what is in flight is aborted, and everything after it ends with RequestAborted.
+
+        May be called from any thread, while the program runs; no effect on what has ended.
+        """
+        self.run.cancel()
+
     def error(self) -> BaseException | None:
         """Wait as ``sync`` does and return what failed this stream (after ``run(stream=True)``: the program), or None.
 
@@ -268,7 +281,7 @@ class ProgramState:
             if self._is_outside and self.run.body_error is not None:
                 raise self.run.body_error
             known = ", ".join(sorted(self.stream.variables())) or "none"
-            raise VariableNotFoundError(f"variable {name!r} is not defined in this stream; defined: {known}")
+            raise VariableNotFoundError(at_user_line(f"variable {name!r} is not defined in this stream; defined: {known}"))
         return future
 
     async def _future_async(self, name: str) -> VariableFuture:

@@ -1,30 +1,36 @@
 """One stream of a program: a queue of nodes, run in order, at most one of them in flight.
 
 ``submit`` (any thread) only queues. The process's dispatcher runs the nodes: constants and turns at once, ``Gen`` and
-``Select`` by handing the backend a request and going on when its handle calls back. A stream is therefore no thread. It owns
-its position and its table of variables.
+``Select`` by handing the backend a request and going on when its handle calls back, and a node that needs a value which is
+not there yet when that value calls back. A stream is therefore no thread, and costs little while it has nothing to do. It
+owns its position and its table of variables.
+
+The interpreter submits nodes as the program's body writes them (``submit``), the executor of a compiled program those of a
+graph (``submit_traced``); what happens to a node is the same.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 from sgl_core.backend import Handle
-from sgl_core.errors import ProgramError, RequestAborted, StreamClosedError, VariableNotFoundError
-from sgl_core.language.choices import ChoiceScores, decide
+from sgl_core.errors import ProgramError, SglError, StreamClosedError
 from sgl_core.language.dispatcher import post
-from sgl_core.language.healing import GenPrompt, continued, prompt_of
+from sgl_core.language.generating import GenTask, Pending, start_select
+from sgl_core.language.graph import GraphNode, Join
 from sgl_core.language.ir import (
+    CommutativeMark,
     ConstantText,
     Expr,
     Fork,
     Gen,
+    Image,
+    Prefetch,
     RawText,
     RoleBegin,
     RoleEnd,
@@ -33,13 +39,13 @@ from sgl_core.language.ir import (
     Select,
     Variable,
 )
-from sgl_core.language.meta import gen_meta, select_meta
-from sgl_core.language.position import Position, TokenRope, Trail, pieces_since, text_of
-from sgl_core.language.requests import generation_request, score_requests
-from sgl_core.language.sampling import read_as
+from sgl_core.language.places import at_user_line
+from sgl_core.language.position import Piece, Position, Trail, pieces_since, text_of
+from sgl_core.language.reasoning import reasoning_name
+from sgl_core.language.requests import refuse_image
+from sgl_core.language.turns import role_after
 from sgl_core.language.variables import VariableFuture
-from sgl_core.spans import ChoiceSpans
-from sgl_core.types import FinishReason, GenResult, Hints, SamplingParams, ScoreResult
+from sgl_core.types import Hints, PrefetchRequest, PrefetchResult
 
 if TYPE_CHECKING:
     from sgl_core.language.run import ProgramRun
@@ -48,16 +54,34 @@ __all__ = ["StreamExecutor"]
 
 Put = Callable[[str | None], None]
 
+_UNORDERED: Final = -1
+_PREFETCH_DEADLINE_S: Final = 60.0
+"""After that long a program that still has not used its prefix is slower than anything a prefetch could save."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """A queued node (None: a barrier) with the variable it defines or reads, or the streams it starts."""
+    """A queued node (None: a barrier).
+
+    Args:
+        node: what to do.
+        index: of a Gen or Select, which of its stream's it is.
+        defines: the variable that it makes; ``reasoning`` the second one of a Gen that keeps reasoning apart.
+        awaits: not before this is done: what a Variable appends, a Join brings back, or a shared generation makes.
+        children: streams that a Fork starts.
+        order: place in the program order of a graph; nodes of a running body have none.
+        traced: of a graph, with what the passes noted. ``keeps_result``: another node shares what this one generates.
+    """
 
     node: Expr | None
     index: int = 0
     defines: VariableFuture | None = None
-    reads: VariableFuture | None = None
+    reasoning: VariableFuture | None = None
+    awaits: VariableFuture | None = None
     children: tuple[StreamExecutor, ...] = ()
+    order: int = _UNORDERED
+    traced: GraphNode | None = None
+    keeps_result: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -74,10 +98,36 @@ class StreamExecutor:
     Args:
         run: the program run it belongs to.
         path: fork and call indices from the root; makes seeds.
-        variables: what the parent had defined.
+        variables: what the parent had defined; never changed.
         open_role: the turn that is open at its start.
         siblings: forks that start after it.
     """
+
+    __slots__ = (
+        "_defined",
+        "_error",
+        "_fork_len",
+        "_has_variables",
+        "_head",
+        "_in_flight",
+        "_is_busy",
+        "_is_closed",
+        "_listeners",
+        "_lock",
+        "_num_awaited",
+        "_num_children",
+        "_num_generations",
+        "_open_role",
+        "_origin",
+        "_position",
+        "_queue",
+        "_requested_len",
+        "_scopes",
+        "_siblings",
+        "_variables",
+        "path",
+        "run",
+    )
 
     def __init__(
         self,
@@ -91,12 +141,14 @@ class StreamExecutor:
         """Wait for ``begin``; nodes may be submitted before."""
         self.run = run
         self.path = path
-        self.defined: dict[str, None] = {}  # names set by this stream itself, in order
-        self._variables = dict(variables)
+        self._variables = variables
+        self._has_variables = False  # a table of its own; until it defines something it uses its parent's
+        self._defined: dict[str, None] | None = None
         self._open_role = open_role
         self._siblings = siblings
         self._lock = threading.Lock()
-        self._queue: deque[_Step] = deque()
+        self._queue: list[_Step] = []
+        self._head = 0  # steps before it are gone
         self._is_busy = True  # until begin()
         self._is_closed = False
         self._num_generations = 0
@@ -105,12 +157,12 @@ class StreamExecutor:
         self._position = Position()
         self._origin: Trail | None = None
         self._fork_len = 0  # settled tokens that it has in common with its siblings
+        self._requested_len = 0  # tokens that a request of its history has had computed
         self._error: BaseException | None = None
-        self._scopes: dict[str, list[Trail | None]] = {}
-        self._in_flight: tuple[Handle[Any], ...] = ()
+        self._scopes: dict[str, list[Trail | None]] | None = None
+        self._in_flight: Pending | None = None
         self._num_awaited = 0
-        self._generating: VariableFuture | None = None
-        self._listeners: list[_Listener] = []
+        self._listeners: list[_Listener] | None = None
         run.register(self)
 
     # ---- for the program: any thread ---------------------------------------------------------------------------------
@@ -120,14 +172,18 @@ class StreamExecutor:
         return self._position
 
     @property
-    def origin(self) -> Trail | None:
-        """Where it started."""
-        return self._origin
-
-    @property
     def error(self) -> BaseException | None:
         """What failed it, if something did."""
         return self._error
+
+    @property
+    def defined(self) -> tuple[str, ...]:
+        """Names that this stream itself has set, in order; automatic ones left out."""
+        return tuple(self._defined or ())
+
+    def own_pieces(self) -> list[Piece]:
+        """What was appended since it began."""
+        return pieces_since(self._position.trail, self._origin)
 
     def find(self, name: str) -> VariableFuture | None:
         """The newest definition of a variable, its own or inherited."""
@@ -159,23 +215,75 @@ class StreamExecutor:
         nodes = tuple(nodes)
         with self._lock:
             self._check_open()
-            self._open_role = _role_after(self._open_role, nodes)
-            self._enqueue(self._step(node) for node in nodes)
+            self._open_role = role_after(self._open_role, nodes)
+            self._enqueue([self._step(node) for node in nodes])
         self.run.announce()
+
+    def submit_traced(
+        self,
+        node: GraphNode,
+        order: int,
+        *,
+        awaits: VariableFuture | None = None,
+        keeps_result: bool = False,
+    ) -> tuple[VariableFuture, ...]:
+        """Queue a node of a graph; never blocks.
+
+        Args:
+            node: of a verified graph.
+            order: its place in the program.
+            awaits: the value that it needs, if it needs one.
+            keeps_result: another generation shares its result.
+
+        Returns:
+            The variables that it makes.
+        """
+        op = node.op
+        with self._lock:
+            self._open_role = role_after(self._open_role, (op,))
+            defines = reasoning = None
+            if isinstance(op, Gen | Select):
+                defines = self._define(VariableFuture(op.name or "", is_automatic=node.is_automatic))
+                reasoning = self._define_reasoning(op, defines)
+            elif isinstance(op, ScopeEnd):
+                defines = self._define(VariableFuture(op.name))
+            step = _Step(
+                op,
+                node.index,
+                defines=defines,
+                reasoning=reasoning,
+                awaits=awaits,
+                order=order,
+                traced=node,
+                keeps_result=keeps_result,
+            )
+            self._enqueue([step])
+        self.run.announce()
+        return tuple(future for future in (defines, reasoning) if future is not None)
 
     def fork(self, number: int) -> tuple[StreamExecutor, ...]:
         """Start streams from here. They run when this one gets here; nothing is copied and nobody waits."""
         with self._lock:
             self._check_open()
-            children = tuple(self._child(siblings=number - 1 - i, is_fork=True) for i in range(number))
+            paths = [(*self.path, self._num_children + i) for i in range(number)]
+            children = self._children(paths)
             self._enqueue([_Step(Fork(number), children=children)])
+        return children
+
+    def fork_traced(self, node: GraphNode, order: int, paths: list[tuple[int, ...]]) -> tuple[StreamExecutor, ...]:
+        """Like ``fork``, for a node of a graph, with the paths that its streams have there."""
+        with self._lock:
+            children = self._children(paths)
+            self._enqueue([_Step(node.op, children=children, order=order, traced=node)])
         return children
 
     def call(self) -> StreamExecutor:
         """A stream of its own that starts empty; for a function called inside a program."""
         with self._lock:
-            child = self._child(siblings=0, is_fork=False)
-        child.begin(Position())
+            path = (*self.path, self._num_children)
+            self._num_children += 1
+        child = StreamExecutor(self.run, path)
+        child.begin(Position(), 0)
         return child
 
     def barrier(self) -> VariableFuture:
@@ -200,11 +308,11 @@ class StreamExecutor:
     # ---- queueing: under the lock ------------------------------------------------------------------------------------
     def _check_open(self) -> None:
         if self._is_closed:
-            raise StreamClosedError("this stream has been joined or left; append to the state it was forked from")
+            raise StreamClosedError(at_user_line("this stream has been joined or left; append to the state it was forked from"))
 
-    def _enqueue(self, steps: Iterable[_Step]) -> None:
-        self._queue.extend(steps)
-        if self._queue and not self._is_busy:
+    def _enqueue(self, steps: list[_Step]) -> None:
+        self._queue += steps
+        if steps and not self._is_busy:
             self._is_busy = True
             post(self._pump)
 
@@ -213,40 +321,45 @@ class StreamExecutor:
             case Gen(name=name) | Select(name=name):
                 index = self._num_generations
                 self._num_generations += 1
-                future = VariableFuture(name or f"_unnamed_{index}", is_automatic=name is None)
-                return _Step(node, index, defines=self._define(future))
+                future = self._define(VariableFuture(name or f"_unnamed_{index}", is_automatic=name is None))
+                return _Step(node, index, defines=future, reasoning=self._define_reasoning(node, future))
             case ScopeEnd(name=name):
                 return _Step(node, defines=self._define(VariableFuture(name)))
-            case Variable(name=name):
-                if name not in self._variables:
-                    raise VariableNotFoundError(f"variable {name!r} is not defined in this stream")
-                return _Step(node, reads=self._variables[name])
             case _:
                 return _Step(node)
 
     def _define(self, future: VariableFuture) -> VariableFuture:
+        if not self._has_variables:
+            self._variables = dict(self._variables)
+            self._has_variables = True
+        assert isinstance(self._variables, dict)
         self._variables[future.name] = future
         if not future.is_automatic:
-            self.defined[future.name] = None
+            self._defined = self._defined or {}
+            self._defined[future.name] = None
         return future
 
-    def _child(self, *, siblings: int, is_fork: bool) -> StreamExecutor:
-        index = self._num_children
-        self._num_children += 1
-        return StreamExecutor(
-            self.run,
-            (*self.path, index),
-            variables=self._variables if is_fork else {},
-            open_role=self._open_role if is_fork else None,
-            siblings=siblings,
+    def _define_reasoning(self, node: Gen | Select, future: VariableFuture) -> VariableFuture | None:
+        if isinstance(node, Select) or node.reasoning is None:
+            return None
+        return self._define(VariableFuture(reasoning_name(future.name)))
+
+    def _children(self, paths: list[tuple[int, ...]]) -> tuple[StreamExecutor, ...]:
+        self._num_children += len(paths)
+        self._has_variables = False  # the table is the children's, too, from now on
+        last = len(paths) - 1
+        return tuple(
+            StreamExecutor(self.run, path, variables=self._variables, open_role=self._open_role, siblings=last - i)
+            for i, path in enumerate(paths)
         )
 
     # ---- running: the dispatcher's thread ----------------------------------------------------------------------------
-    def begin(self, position: Position) -> None:
-        """Start at ``position``; called once."""
+    def begin(self, position: Position, requested_len: int) -> None:
+        """Start at ``position``, of which some tokens were part of a request; called once."""
         self._position = position
         self._origin = position.trail
         self._fork_len = position.ids.length
+        self._requested_len = requested_len
         post(self._pump)
 
     def begin_failed(self, error: BaseException) -> None:
@@ -256,11 +369,14 @@ class StreamExecutor:
 
     def abort(self) -> None:
         """Abort what is in flight; the run says why when the handles come back."""
-        for handle in self._in_flight:
-            handle.abort()
+        if self._in_flight is not None:
+            for handle in self._in_flight.handles:
+                handle.abort()
 
     def settle_listeners(self) -> None:
         """Let listeners go that nothing more will reach."""
+        if self._listeners is None:
+            return
         with self._lock:
             if self._is_busy:
                 return
@@ -271,36 +387,48 @@ class StreamExecutor:
 
     def _attach(self, listener: _Listener) -> None:
         listener.put(text_of(pieces_since(self._position.trail)))
-        if self._generating is not None:
-            self._generating.listen(_without_end(listener.put))
-        self._listeners.append(listener)
+        if self._in_flight is not None:
+            self._in_flight.future.listen(_without_end(listener.put))
+        self._listeners = [*(self._listeners or ()), listener]
         self.settle_listeners()
 
     def _pump(self) -> None:
         while (step := self._next()) is not None:
-            self._error = self._error or self.run.cancelled
-            if self._error is not None:
-                _skip(step, self._error)
-                continue
-            try:
-                is_in_flight = self._execute(step)
-            except BaseException as error:
-                self._fail(step, error)
-                continue
-            if is_in_flight:
+            if self._run_step(step):
                 return
         self.settle_listeners()
 
     def _next(self) -> _Step | None:
         with self._lock:
-            if self._queue:
-                return self._queue.popleft()
+            if self._head < len(self._queue):
+                step = self._queue[self._head]
+                self._head += 1
+                return step
+            self._queue.clear()
+            self._head = 0
             self._is_busy = False
             return None
 
-    def _fail(self, step: _Step, error: BaseException) -> None:
-        self._error = error
-        _skip(step, error)
+    def _run_step(self, step: _Step) -> bool:
+        """Run a node or skip it; whether it is in flight now."""
+        self._error = self._error or self.run.cancelled
+        error = self._error or self.run.stopped_before(step.order)
+        if error is not None:
+            _skip(step, error)
+            return False
+        try:
+            if step.awaits is not None and not step.awaits.done():
+                step.awaits.add_done_callback(lambda: post(partial(self._resume, step)))
+                return True
+            return self._execute(step)
+        except BaseException as raised:
+            self._error = raised
+            _skip(step, raised)
+            return False
+
+    def _resume(self, step: _Step) -> None:
+        if not self._run_step(step):
+            self._pump()
 
     def _execute(self, step: _Step) -> bool:
         """Run a node; whether it is in flight now."""
@@ -310,25 +438,34 @@ class StreamExecutor:
                 self._move(position.add_text(text))
             case RawText(text=text):
                 self._move(position.add_raw(text, codec))
-            case Variable() if step.reads is not None:
-                self._move(position.add_text(str(step.reads.result())))
+            case Variable() if step.awaits is not None:
+                self._move(position.add_text(step.awaits.result()))
             case RoleBegin(role=role):
                 self._move(position.open_turn(role, codec))
             case RoleEnd(role=role):
                 self._move(position.close_turn(role, codec))
             case ScopeBegin(name=name):
+                self._scopes = self._scopes or {}
                 self._scopes.setdefault(name, []).append(position.trail)
-            case ScopeEnd(name=name) if step.defines is not None:
+            case ScopeEnd(name=name) if step.defines is not None and self._scopes is not None:
                 text = text_of(pieces_since(position.trail, self._scopes[name].pop()))
                 step.defines.resolve(text, text)
             case Fork():
-                self._publish(step.children)
+                self._publish(step)
             case Gen() as node if step.defines is not None:
-                self._generate(step, node, step.defines)
-                return True
+                return self._generate(step, node, step.defines)
             case Select() as node if step.defines is not None:
-                self._select(step, node, step.defines)
+                self._await(step, start_select(self.run, position, node, self._hints(step), step.defines))
                 return True
+            case Join() if step.awaits is not None:
+                for node in step.awaits.result():
+                    self._execute(_Step(node))
+            case Prefetch(min_tokens=min_tokens):
+                self._prefetch(min_tokens, when_idle=True)
+            case CommutativeMark():
+                pass
+            case Image():
+                refuse_image(self.run.backend)
             case None if step.defines is not None:
                 step.defines.resolve(None, "")
             case unknown:
@@ -342,108 +479,87 @@ class StreamExecutor:
                 listener.put(text)
         self._position = position
 
-    def _publish(self, children: tuple[StreamExecutor, ...]) -> None:
+    def _publish(self, step: _Step) -> None:
+        """Let the children begin; first compute what they share, if the graph says so and the backend would not by itself."""
         self._position.ids.flat()  # once here instead of once in every child
-        for child in children:
-            child.begin(self._position)
+        committed = None
+        if step.traced is not None and step.traced.commit and not self.run.backend.capabilities.shares_in_flight:
+            committed = self._prefetch(1, when_idle=False)
+        begin = partial(_begin_all, step.children, self._position, self._requested_len)
+        if committed is None:
+            begin()
+        else:
+            committed.add_done_callback(partial(post, begin))
 
-    def _generate(self, step: _Step, node: Gen, future: VariableFuture) -> None:
-        params = self.run.params_for(node.options, self.path, step.index)
-        prompt = prompt_of(self._position, self.run.codec, node.heal, self.run.backend.capabilities)
-        request = generation_request(self.run, self._position, prompt, params, self._hints())
-        handle = self.run.backend.submit(request)
-        future.start(handle)
-        self._generating = future
-        for listener in self._listeners:
-            future.listen(_without_end(listener.put))
-        self._await((handle,), step, partial(self._finish_generation, handle, node, future, prompt, params))
-
-    def _finish_generation(
-        self, handle: Handle[GenResult], node: Gen, future: VariableFuture, prompt: GenPrompt, params: SamplingParams
-    ) -> None:
-        self._generating = None
-        result = handle.result(0)
-        if result.finish_reason is FinishReason.ABORT:
-            raise self.run.cancelled or RequestAborted(f"the request of variable {future.name!r} was aborted")
-        self._position = continued(self._position, self.run.codec, prompt, result)
-        if result.finish_reason is FinishReason.LENGTH and params.max_new_tokens is None:
-            self.run.note_cut(future.name)
-        meta = gen_meta(node, result, params.seed, self.run.codec)
-        future.resolve(read_as(node.dtype, result.text), result.text, meta)
-
-    def _select(self, step: _Step, node: Select, future: VariableFuture) -> None:
-        planned = score_requests(self.run, self._position, node, self._hints())
-        handles = tuple(self.run.backend.score(request) for request in planned.requests)
-        self._generating = future
-        for listener in self._listeners:
-            future.listen(_without_end(listener.put))
-        self._await(handles, step, partial(self._finish_select, handles, node, future, planned.prompt, planned.spans))
-
-    def _finish_select(
-        self,
-        handles: tuple[Handle[ScoreResult], ...],
-        node: Select,
-        future: VariableFuture,
-        prompt: TokenRope,
-        spans: ChoiceSpans,
-    ) -> None:
-        self._generating = None
-        results = [handle.result(0) for handle in handles]
-        alone = results[1].token_logprobs if len(results) > 1 else None
-        index, scores = decide(node.choices_method, ChoiceScores(spans.spans, results[0].token_logprobs, alone))
-        choice = node.choices[index]
-        self._position = self._position.add_generated(prompt, spans.spans[index], choice)
-        future.resolve(choice, choice, select_meta(node, results[0], scores))
-
-    def _hints(self) -> Hints:
-        siblings, self._siblings = self._siblings, 0  # the first request of a fork announces the others
-        return Hints(self.run.program_id, siblings, self._fork_len if siblings else 0)
-
-    def _await(self, handles: tuple[Handle[Any], ...], step: _Step, finish: Callable[[], None]) -> None:
-        self._in_flight = handles
-        self._num_awaited = len(handles)
-        for handle in handles:
-            handle.add_done_callback(lambda: post(lambda: self._arrived(step, finish)))
-
-    def _arrived(self, step: _Step, finish: Callable[[], None]) -> None:
-        self._num_awaited -= 1
-        if self._num_awaited:
-            return
-        self._in_flight = ()
+    def _prefetch(self, min_tokens: int, *, when_idle: bool) -> Handle[PrefetchResult] | None:
+        """Ask for the text so far to be computed; a refusal changes nothing."""
+        if not self.run.backend.capabilities.token_ids:
+            return None
+        ids = self._position.stable_ids(self.run.codec)
+        if len(ids) - self._requested_len < min_tokens:
+            return None
+        request = PrefetchRequest(ids, self.run.namespace, timeout_s=_PREFETCH_DEADLINE_S, when_idle=when_idle)
         try:
-            finish()
+            handle = self.run.backend.prefetch(request)
+        except SglError:  # the request that needs it says what is wrong
+            return None
+        self._requested_len = len(ids)
+        return handle
+
+    def _generate(self, step: _Step, node: Gen, future: VariableFuture) -> bool:
+        params = self.run.params_for(node.options, self.path, step.index)
+        task = GenTask(self.run, self._position, node, params, future, step.reasoning, step.keeps_result)
+        twin = None if step.awaits is None else step.awaits.generation
+        if twin is not None and params.temperature == 0:
+            self._move(task.share(twin))
+            return False
+        self._await(step, task.start(self._hints(step)))
+        return True
+
+    def _hints(self, step: _Step) -> Hints:
+        siblings, self._siblings = self._siblings, 0  # the first request of a fork announces the others
+        last_use = step.traced is not None and step.traced.last_use
+        return Hints(self.run.program_id, siblings, self._fork_len if siblings else 0, last_use)
+
+    def _await(self, step: _Step, pending: Pending) -> None:
+        for listener in self._listeners or ():
+            pending.future.listen(_without_end(listener.put))
+        self._in_flight = pending
+        self._num_awaited = len(pending.handles)
+        for handle in pending.handles:
+            handle.add_done_callback(partial(post, partial(self._arrived, step)))
+
+    def _arrived(self, step: _Step) -> None:
+        self._num_awaited -= 1
+        pending = self._in_flight
+        if self._num_awaited or pending is None:
+            return
+        self._in_flight = None
+        try:
+            self._position = pending.finish()
+            self._requested_len = self._position.ids.length
         except BaseException as error:
-            self._fail(step, error)
+            self._error = error
+            _skip(step, error)
         self._pump()
+
+
+def _begin_all(children: tuple[StreamExecutor, ...], position: Position, requested_len: int) -> None:
+    for child in children:
+        child.begin(position, requested_len)
 
 
 def _skip(step: _Step, error: BaseException) -> None:
     """End what a node would have brought about; a barrier is reached all the same."""
     for child in step.children:
         child.begin_failed(error)
-    if step.defines is not None:
+    for future in (step.defines, step.reasoning):
+        if future is None or future.done():
+            continue
         if step.node is None:
-            step.defines.resolve(None, "")
+            future.resolve(None, "")
         else:
-            step.defines.fail(error)
-
-
-def _role_after(role: str | None, nodes: Iterable[Expr]) -> str | None:
-    """The open turn after ``nodes``, starting inside ``role``."""
-    for node in nodes:
-        match node:
-            case RoleBegin(role=opened):
-                if role is not None:
-                    raise ProgramError(
-                        f"a {opened!r} turn is opened inside a {role!r} turn; close it first with s.{role}_end()"
-                    )
-                role = opened
-            case RoleEnd(role=closed):
-                if role != closed:
-                    given = "no turn is open" if role is None else f"the open turn is {role!r}"
-                    raise ProgramError(f"a {closed!r} turn is closed, but {given}; open it first with s.{closed}_begin()")
-                role = None
-    return role
+            future.fail(error)
 
 
 def _without_end(put: Put) -> Put:

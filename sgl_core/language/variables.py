@@ -1,7 +1,8 @@
 """Variables: futures that a stream resolves once and anybody may read.
 
 The stream's dispatcher thread calls ``start``, ``resolve`` and ``fail``; readers block, await, or listen to the text as it
-comes. A fork refers to its parent's futures, it does not copy them.
+comes. A fork refers to its parent's futures, it does not copy them. There may be very many, so one costs little until
+somebody waits for it.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class VariableFuture:
 
     __slots__ = (
         "_callbacks",
-        "_ended",
         "_error",
         "_handle",
+        "_is_done",
         "_lock",
         "_taps",
         "_text",
         "_value",
+        "generation",
         "is_automatic",
         "meta",
         "name",
@@ -50,14 +52,16 @@ class VariableFuture:
         self.name = name
         self.is_automatic = is_automatic
         self.meta = _NO_META
+        self.generation: GenResult | None = None
+        """What a gen's request gave, for another gen that shares it; the stream sets it before the value is there."""
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._is_done = False
         self._value: Any = None
         self._text: str | None = ""
         self._error: BaseException | None = None
         self._handle: Handle[GenResult] | None = None
-        self._callbacks: list[Callable[[], None]] = []
-        self._taps: list[_Tap] = []
+        self._callbacks: list[Callable[[], None]] | None = None
+        self._taps: list[_Tap] | None = None
 
     @classmethod
     def of(cls, name: str, value: Any, meta: Any = _NO_META) -> VariableFuture:
@@ -69,7 +73,7 @@ class VariableFuture:
     # ---- for readers -------------------------------------------------------------------------------------------------
     def done(self) -> bool:
         """Whether value or error are there."""
-        return self._ended.is_set()
+        return self._is_done
 
     @property
     def error(self) -> BaseException | None:
@@ -83,7 +87,10 @@ class VariableFuture:
 
     def result(self) -> Any:
         """Wait for the value; raises the node's own error."""
-        self._ended.wait()
+        if not self._is_done:
+            ended = threading.Event()
+            self.add_done_callback(ended.set)
+            ended.wait()
         if self._error is not None:
             raise self._error
         return self._value
@@ -98,7 +105,9 @@ class VariableFuture:
     def add_done_callback(self, fn: Callable[[], None]) -> None:
         """Call ``fn`` once when done, at once if it is; it must be short."""
         with self._lock:
-            if not self._ended.is_set():
+            if not self._is_done:
+                if self._callbacks is None:
+                    self._callbacks = []
                 self._callbacks.append(fn)
                 return
         fn()
@@ -107,10 +116,12 @@ class VariableFuture:
         """Call ``put`` with the text piece by piece, from its beginning, and with None at the end."""
         tap = _Tap(put)
         with self._lock:
-            if not self._ended.is_set():
+            is_done, handle = self._is_done, self._handle
+            if not is_done:
+                if self._taps is None:
+                    self._taps = []
                 self._taps.append(tap)
-            handle = self._handle
-        if self._ended.is_set():
+        if is_done:
             tap.end(self.text)
         elif handle is not None:
             handle.add_delta_callback(tap.take)
@@ -120,7 +131,7 @@ class VariableFuture:
         """Say which request produces the text."""
         with self._lock:
             self._handle = handle
-            taps = tuple(self._taps)
+            taps = tuple(self._taps or ())
         for tap in taps:
             handle.add_delta_callback(tap.take)
 
@@ -136,10 +147,10 @@ class VariableFuture:
 
     def _end(self) -> None:
         with self._lock:
-            self._ended.set()
+            self._is_done = True
             self._handle = None
-            callbacks, self._callbacks = self._callbacks, []
-            taps, self._taps = self._taps, []
+            callbacks, self._callbacks = self._callbacks or (), None
+            taps, self._taps = self._taps or (), None
         for tap in taps:
             tap.end(self.text)
         for fn in callbacks:

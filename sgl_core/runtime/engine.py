@@ -289,19 +289,31 @@ class Engine:
         return [sum(logprobs) for logprobs in result.token_logprobs]
 
     def prefetch(
-        self, prompt: str | Sequence[int] | PrefetchRequest, *, namespace: str | None = None
+        self,
+        prompt: str | Sequence[int] | PrefetchRequest,
+        *,
+        namespace: str | None = None,
+        timeout_s: float | None = None,
+        when_idle: bool = False,
     ) -> Handle[PrefetchResult]:
         """Compute a prefix now, so that later prompts which begin with it find it cached.
 
         Args:
-            prompt: text, ids or a PrefetchRequest. ``namespace``: as for ``submit``.
+            prompt: text, ids or a PrefetchRequest, which is taken as it is.
+            namespace: as for ``submit``.
+            timeout_s: seconds until the prefetch ends with DeadlineExceeded; with ``when_idle`` see there.
+            when_idle: only with capacity that nothing else could use. It steps aside for every other request, and what is
+                cached of the prefix is kept until a prompt begins with it, or for ``timeout_s``, as long as nobody needs
+                the room. If time runs out or memory is short, the handle ends with what was done, and without an error.
 
         Raises:
             InvalidArgumentError: the prefix is empty or does not fit.
+            QueueFull: ``max_queued`` requests wait already; not with ``when_idle``.
             EngineError: the engine is closed.
         """
         if not isinstance(prompt, PrefetchRequest):
-            prompt = PrefetchRequest(self._intake.prompt_ids(prompt), namespace=namespace)
+            ids = self._intake.prompt_ids(prompt)
+            prompt = PrefetchRequest(ids, namespace=namespace, timeout_s=timeout_s, when_idle=when_idle)
         return self._prefetch(prompt, None)
 
     def pin(self, prompt: str | Sequence[int], *, ttl_s: float | None = None, namespace: str | None = None) -> PinnedPrefix:

@@ -86,12 +86,13 @@ class EngineLoop:
 
         Args:
             tickets: by request id, where the events of these and of their followers go.
-            max_queued: see below; None is no limit.
+            max_queued: see below; None is no limit. Requests with ``when_idle`` are not counted.
 
         Raises:
             QueueFull: more than ``max_queued`` would wait. An empty queue takes any number that belongs together.
             EngineError: the engine is closed, dead, or the parent process's.
         """
+        num_counted = sum(not request.when_idle for request in requests)
 
         def command() -> None:
             scheduler, started = self._running_machine.scheduler, time.perf_counter()
@@ -100,17 +101,17 @@ class EngineLoop:
                 scheduler.add(request)
             scheduler.counters.scheduling_s += time.perf_counter() - started
             with self._door:
-                self._pending_adds -= len(requests)
+                self._pending_adds -= num_counted
 
         self._check_process()
         with self._door:
             self._check_open()
             waiting = self.num_queued
-            if max_queued is not None and waiting and waiting + len(tickets) > max_queued:
+            if num_counted and max_queued is not None and waiting and waiting + len(tickets) > max_queued:
                 raise QueueFull(
                     f"max_queued={max_queued}: {waiting} requests wait already; try again later or raise max_queued"
                 )
-            self._pending_adds += len(requests)
+            self._pending_adds += num_counted
             self._inbox.put(command)
 
     def abort(self, request_ids: list[str]) -> None:

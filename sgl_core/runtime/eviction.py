@@ -28,7 +28,7 @@ QueueEntry = tuple[Key, int, TreeNode]
 
 
 def _key(node: TreeNode) -> Key:
-    return (0 if node.expectation is None else 1, node.last_access)
+    return (1 if node.is_wanted else 0, node.last_access)
 
 
 class _Lane:
@@ -84,7 +84,7 @@ _LaneEntry = tuple[Key, int, _Lane]
 
 
 class EvictionQueue:
-    """All unlocked leaves: the expected ones after all others, and the least recently used first.
+    """All unlocked leaves: the wanted ones after all others, and the least recently used first.
 
     A node that is locked or extended may keep its entry until that comes up; whoever unlocks it or takes its last child
     pushes it again, maybe in vain. A fall in rank must be told to ``lower``; no other change of a key needs telling.

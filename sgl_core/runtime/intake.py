@@ -162,8 +162,13 @@ class Intake:
         """A prefix to bring in."""
         self._check_ids("prompt", request.input_ids)
         _check_routing(request.namespace, 0, Hints())
+        if not isinstance(request.when_idle, bool):
+            raise InvalidArgumentError("when_idle", request.when_idle, "True or False")
         self._check_fits(len(request.input_ids), None)
-        return self._silent_request(request_id, list(request.input_ids), Kind.PREFETCH, request.namespace, request.timeout_s)
+        ids = list(request.input_ids)
+        queued = self._silent_request(request_id, ids, Kind.PREFETCH, request.namespace, request.timeout_s)
+        queued.when_idle = request.when_idle
+        return queued
 
     def _silent_request(
         self,

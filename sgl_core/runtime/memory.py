@@ -146,11 +146,14 @@ class KVMemory:
         """
         wanted = end - len(request.slots)
         self.make_room(wanted)
-        fresh = self.allocator.allocate(wanted)
-        self._scores.forget(fresh)
-        request.slots.extend(fresh)
+        self._allocate(request, wanted)
         if publish:
             self.publish(request, min(end, request.prompt_len))
+
+    def _allocate(self, request: Request, num_slots: int) -> None:
+        fresh = self.allocator.allocate(num_slots)
+        self._scores.forget(fresh)
+        request.slots.extend(fresh)
 
     def publish(self, request: Request, end: int) -> None:
         """Hand the leading ``end`` slots to the tree, unless it has some of them from another (then they stay private)."""
@@ -193,7 +196,7 @@ class KVMemory:
         kept = request.tree_len
         try:
             if request.use_tree and keep and min(request.computed_len, request.cacheable_len) > kept:
-                kept = self._keep_computed(request)
+                kept = self._keep_computed(request) if self._is_clean(request) else kept
         finally:
             self.allocator.free(request.slots[kept:])
             if request.pin is not None and keep:
@@ -202,6 +205,10 @@ class KVMemory:
                 self.tree.dec_lock_ref(request.node)
             request.slots, request.node, request.tree_len = [], None, 0
             self._free_evicted(self.tree.evict_over_quota(request.namespace))
+
+    def _is_clean(self, request: Request) -> bool:
+        """Whether what a request computed can go to the tree without ending up below what another one spoiled."""
+        return not self._spoiled or self.tree.peek_prefix_len(request.ids, namespace=request.namespace) <= request.tree_len
 
     def _keep_computed(self, request: Request) -> int:
         done, kept = min(request.computed_len, request.cacheable_len), request.tree_len
@@ -238,6 +245,34 @@ class KVMemory:
     def flush(self) -> None:
         """Drop every cached prefix that no request and no pin holds."""
         self.allocator.free(self.tree.reset())
+
+    # ---- prefetches --------------------------------------------------------------------------------------------------
+    def hold_cached(self, request: Request) -> TreeNode | None:
+        """Hold what the tree has of a request's ids; returns its end, None if it has nothing."""
+        cached = self.tree.peek_prefix_len(request.ids, namespace=request.namespace)
+        node = self.tree.locate(request.ids[:cached], namespace=request.namespace) if cached else None
+        if node is not None:
+            self.tree.hold(node)
+        return node
+
+    def resume(self, request: Request) -> None:
+        """Give a prefetch the cached part of its ids, locked; a use of nothing, as it takes up what it left."""
+        cached = min(self.tree.peek_prefix_len(request.ids, namespace=request.namespace), request.match_limit)
+        node = self.tree.locate(request.ids[:cached], namespace=request.namespace)
+        assert node is not None, "what is cached has an end"
+        self.tree.inc_lock_ref(node)
+        request.slots, request.node, request.tree_len = node.path_slots(), node, cached
+
+    def grow_gently(self, request: Request, end: int) -> bool:
+        """Give a request slots for its tokens up to ``end`` if nobody wants what that takes; False if somebody does."""
+        wanted = end - len(request.slots)
+        short = wanted - self.allocator.free_count
+        if short > 0:
+            self._free_evicted(self.tree.evict(short, spare=self._is_wanted, unwanted_only=True))
+        if wanted > self.allocator.free_count:
+            return False
+        self._allocate(request, wanted)
+        return True
 
     # ---- pins --------------------------------------------------------------------------------------------------------
     def pin(self, ids: Sequence[int], namespace: str | None, order: PinOrder) -> None:

@@ -137,6 +137,10 @@ class EngineStats:
         num_running: requests in the batch now; ``num_waiting``: queued.
         pool_tokens: slots in all; ``free_tokens``: unused; ``evictable_tokens``: cached, nobody uses them now;
             ``protected_tokens``: cached and in use; ``pinned_tokens``: kept by ``pin``.
+        prefetch_useful: prefetches with ``when_idle`` of which a later request used a token that they had computed, or, where
+            they found all but the last token cached, all of that. ``prefetch_late``: that ended because a request that begins
+            with their prefix was admitted before they were complete. ``prefetch_dropped``: that ended incomplete because
+            their time was over or memory was short. One may be useful and late; one that nobody used is none of them.
         misses: the last prompts that were not cached whole, newest last; not in the repr, as they hold prompt text.
     """
 
@@ -163,6 +167,9 @@ class EngineStats:
     evictable_tokens: int
     protected_tokens: int
     pinned_tokens: int = 0
+    prefetch_useful: int = 0
+    prefetch_late: int = 0
+    prefetch_dropped: int = 0
     misses: tuple[CacheMiss, ...] = field(default=(), repr=False)
 
     @property

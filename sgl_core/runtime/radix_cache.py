@@ -273,11 +273,40 @@ class RadixCache:
         if uses and node.parent is not None:
             self._expectations.add(node, uses)
 
+    def hold(self, node: TreeNode) -> None:
+        """Keep what ends at ``node`` while there is room, until ``unhold``. Calls count. Without effect on a root.
+
+        A held leaf is evicted like an expected one: only when no leaf is left that nobody wants.
+
+        Raises:
+            InvalidArgumentError: ``node`` was evicted.
+        """
+        _check_in_tree(node)
+        if node.parent is not None:
+            node.holds += 1
+
+    def unhold(self, node: TreeNode) -> None:
+        """Take back one ``hold``; no effect on a node that was evicted since."""
+        if node.holds and not node.is_evicted:
+            node.holds -= 1
+            self._queue.lower(node)
+
+    def join(self, node: TreeNode) -> None:
+        """Make ``node`` and those above it one edge, as far as nobody else holds, locks, expects or continues their ends.
+
+        For a sequence that came in many pieces: later matches go through one node.
+        """
+        while (upper := node.parent) is not None and upper.parent is not None:
+            if len(upper.children) > 1 or upper.lock_ref != node.lock_ref or upper.is_wanted:
+                return
+            self._queue.discard(upper)
+            self._tree.join(node)
+
     def forget(self, node: TreeNode, keep_len: int, *, spoiled: bool = False) -> list[int]:
         """Drop what only the sequence that ends at ``node`` used, for it will not be used again.
 
-        Goes up from ``node`` as long as what it meets is an unlocked leaf of which nothing is expected: what others
-        lock, continue or announced stays, and so do the first ``keep_len`` tokens. A node that was evicted since is no
+        Goes up from ``node`` as long as what it meets is an unlocked leaf that nobody wants: what others lock, continue,
+        hold or announced stays, and so do the first ``keep_len`` tokens. A node that was evicted since is no
         error.
 
         Args:
@@ -295,7 +324,7 @@ class RadixCache:
         self._drop_old_expectations()
         freed: list[int] = []
         surplus = node.path_len - keep_len
-        while len(freed) < surplus and node.is_unlocked_leaf and (spoiled or node.expectation is None):
+        while len(freed) < surplus and node.is_unlocked_leaf and (spoiled or not node.is_wanted):
             parent = node.parent
             assert parent is not None  # or it were no leaf that may be evicted
             freed += self._drop_tail(node, surplus - len(freed))
@@ -303,19 +332,22 @@ class RadixCache:
         return freed
 
     # ---- evicting ----------------------------------------------------------------------------------------------------
-    def evict(self, num_tokens: int, *, spare: Callable[[TreeNode], bool] | None = None) -> list[int]:
+    def evict(
+        self, num_tokens: int, *, spare: Callable[[TreeNode], bool] | None = None, unwanted_only: bool = False
+    ) -> list[int]:
         """Drop the least recently used unlocked tokens and return their slots, which the caller frees.
 
         Takes whole leaves in LRU order, a parent becoming a leaf when its last child goes, and of the last leaf only
-        the tail that is needed. Leaves that are expected or spared go when no other is left.
+        the tail that is needed. Leaves that are expected, held or spared go when no other is left.
 
         Args:
             num_tokens: slots that are wanted.
             spare: whether somebody is about to use this leaf; asked of the first ``MAX_SPARE_QUESTIONS`` leaves whose
                 turn it is. It must neither raise nor change the tree.
+            unwanted_only: rather return fewer slots than take a leaf that is expected, held or spared.
 
         Returns:
-            Exactly ``min(num_tokens, evictable_size)`` slots.
+            Exactly ``min(num_tokens, evictable_size)`` slots, or fewer with ``unwanted_only``.
 
         Raises:
             InvalidArgumentError: ``num_tokens`` is negative.
@@ -329,7 +361,10 @@ class RadixCache:
         while len(freed) < wanted:
             leaf = self._queue.pop()
             assert leaf is not None  # unlocked tokens end in an unlocked leaf
-            if spare is not None and questions and leaf.expectation is None and leaf.id not in spared:
+            if unwanted_only and (leaf.is_wanted or leaf.id in spared):
+                self._queue.push(leaf)
+                break
+            if spare is not None and questions and not leaf.is_wanted and leaf.id not in spared:
                 questions -= 1
                 if spare(leaf):
                     spared[leaf.id] = leaf

@@ -48,11 +48,18 @@ class TreeNode:
     """Its place in the eviction queue, which alone writes this."""
     expectation: Expectation | None = None
     """Uses that programs announced for exactly the ids that end here; ``Expectations`` alone writes this."""
+    holds: int = 0
+    """Who asked that exactly the ids that end here be kept while there is room."""
 
     @property
     def is_evicted(self) -> bool:
         """Whether the handle is stale: the tree let go of this node."""
         return self.parent is None and bool(self.key)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether eviction takes it only when no other leaf is left."""
+        return self.expectation is not None or self.holds > 0
 
     @property
     def path_len(self) -> int:

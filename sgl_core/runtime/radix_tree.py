@@ -134,6 +134,17 @@ class RadixTree:
         self._num_nodes += 1
         return upper
 
+    def join(self, node: TreeNode) -> TreeNode:
+        """Take back a split: ``node`` gets the edge of its parent, whose only child it is. Returns the parent, cut off."""
+        upper = node.parent
+        assert upper is not None
+        assert upper.parent is not None  # a root has no edge to give
+        upper.parent.children[upper.key[0]] = node
+        node.key, node.slots, node.parent = upper.key + node.key, upper.slots + node.slots, upper.parent
+        upper.parent, upper.children = None, {}
+        self._num_nodes -= 1
+        return upper
+
     def check(self, now: int) -> list[TreeNode]:
         """Check every node by itself and against its children, and count them.
 

@@ -86,6 +86,7 @@ class Request:
         priority: see GenRequest. ``hints``: see Hints. ``pin``: PREFETCH: see PinOrder.
         deadline: on the scheduler's clock, seconds; None is never.
         is_replay: it only verifies another one; all of its work is accounted as computed again.
+        when_idle: PREFETCH: only with what steps have left, see ``IdlePrefetches``.
         arrival: order of submission, unique.
     """
 
@@ -108,6 +109,7 @@ class Request:
     hints: Hints = field(default_factory=Hints)
     pin: PinOrder | None = None
     is_replay: bool = False
+    when_idle: bool = False
     arrival: int = -1
     submitted_len: int = field(init=False)
     """Tokens it came with."""

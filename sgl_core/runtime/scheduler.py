@@ -9,6 +9,7 @@ alone calls it.
   admitted, so nobody can compute its prefix a second time.
 - Admission promises what requests are expected to use, not what they might. When slots run out all the same, the request
   that came last goes back to the queue with its output, and its KV stays in the tree while there is room.
+- A prefetch for idle times takes part in a step only when nobody waits, and gives everything back behind it.
 - A step that raises is taken apart: all of its requests go back to the queue and are tried alone, and the one that fails
   alone ends with the error.
 """
@@ -27,10 +28,12 @@ from sgl_core.runtime.allocator import SlotAllocator
 from sgl_core.runtime.growth import GrowthEstimate
 from sgl_core.runtime.memory import KVMemory
 from sgl_core.runtime.metrics import CacheMiss, Counters, EngineStats
-from sgl_core.runtime.plan import Finished, Progress, Sample, StepPlan, StepResult, Work
+from sgl_core.runtime.plan import Finished, Progress, Sample, StepPlan, StepResult
+from sgl_core.runtime.prefetching import IdlePrefetches, idle_budget
 from sgl_core.runtime.radix_cache import RadixCache
 from sgl_core.runtime.request import LONGEST_JUMP, Kind, Request, State
 from sgl_core.runtime.sharing import find_shared_prefixes
+from sgl_core.runtime.span import Span, next_span, work_of
 from sgl_core.runtime.taking import take
 from sgl_core.runtime.waiting import WaitingQueue
 from sgl_core.types import FinishReason
@@ -40,8 +43,6 @@ __all__ = ["Scheduler", "SchedulerOptions"]
 _log = logging.getLogger(__name__)
 
 _REPORTED_MISSES = 16
-_MOST_LOGIT_ROWS = 256
-"""Of one request in one step: the logits of a row are as large as the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +58,6 @@ class SchedulerOptions:
     cache_levels: int | None = None
     namespace_quota_tokens: int | None = None
     seed: int = 0
-
-
-@dataclass(slots=True)
-class _Span:
-    """Tokens of a running request that are to run; the runner's table has its slots before ``table_start``."""
-
-    request: Request
-    start: int
-    end: int
-    table_start: int
-
-
-def _next_span(request: Request, budget: int, *, table_start: int) -> _Span:
-    """The tokens that a request runs next, at most ``budget`` of them."""
-    start = request.computed_len
-    end = min(len(request.ids), start + budget)
-    end = min(end, request.logit_start(start, end, sample=False) + _MOST_LOGIT_ROWS)
-    return _Span(request, start, end, table_start)
-
-
-def _work(span: _Span, shared_len: int) -> Work:
-    request = span.request
-    sample = span.end == len(request.ids) and request.kind is Kind.GENERATE
-    logit_start = request.logit_start(span.start, span.end, sample=sample)
-    return Work(request, span.start, span.end, span.table_start, shared_len, logit_start, sample)
 
 
 class Scheduler:
@@ -108,6 +84,7 @@ class Scheduler:
         tree = RadixCache(quota_tokens=options.namespace_quota_tokens)
         self._waiting = WaitingQueue(policy, tree, options.seed)
         self.memory = KVMemory(tree, SlotAllocator(num_slots), self._waiting, max_levels=options.cache_levels)
+        self._prefetches = IdlePrefetches(self.memory)
         self.counters = Counters()
         self._options = options
         self._max_running = max_running
@@ -134,28 +111,33 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Nothing runs, nothing waits, and all ends were collected."""
-        return not self._waiting and not self._running and not self._ended
+        return not (self._waiting or self._running or self._prefetches or self._ended)
 
     # ---- the queue ---------------------------------------------------------------------------------------------------
     def add(self, request: Request, *, at_once: bool = False) -> None:
         """Queue a request; ``at_once``: before all others. It must fit the pool on its own (the engine checks that)."""
         request.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting.add(request, at_once=at_once)
+        if not request.when_idle:
+            self._waiting.add(request, at_once=at_once)
+        elif not self._prefetches.add(request):
+            self._end_quietly([request])
 
     def abort(self, request_id: str) -> Finished | None:
         """End a request with what it has; None if it is not here any more."""
-        request = self._waiting.get(request_id) or self._running.get(request_id)
+        request = self._waiting.get(request_id) or self._running.get(request_id) or self._prefetches.get(request_id)
         if request is None:
             return None
         return self._finish(request, FinishReason.ABORT)
 
     def expire(self, now: float) -> list[Finished]:
-        """End every request whose deadline has passed, and let expired pins go."""
+        """End every request whose deadline has passed, prefetches for idle times without an error; let expired pins go."""
         self.memory.expire_pins(now)
         late = [r for r in self._running.values() if r.deadline is not None and r.deadline <= now]
         late += self._waiting.late(now)
-        return [self._finish(r, None, error=DeadlineExceeded("timeout_s passed before the request was done")) for r in late]
+        ends = [self._finish(r, FinishReason.STOP) for r in self._prefetches.expire(now)]
+        error = "timeout_s passed before the request was done"
+        return ends + [self._finish(r, None, error=DeadlineExceeded(error)) for r in late]
 
     def fail_all(self, error: Exception) -> list[Finished]:
         """End every request with one error."""
@@ -196,7 +178,7 @@ class Scheduler:
         return self.memory.unpin(number)
 
     def _requests(self) -> Iterator[Request]:
-        return chain(self._running.values(), self._waiting)
+        return chain(self._running.values(), self._waiting, self._prefetches)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
     def schedule(self, now: float) -> StepPlan | None:
@@ -215,24 +197,30 @@ class Scheduler:
             self._make_way()
             spans = self._continue_running()
             self._admit(spans, now)
+            self._use_what_is_left(spans, now)
         if not spans:
             return None
         self.counters.num_steps += 1
         ends = [(span.request.node if self._options.cascade else None, span.start) for span in spans]
         shared, covered = find_shared_prefixes(ends)
-        works = tuple(_work(span, shared_len) for span, shared_len in zip(spans, covered, strict=True))
+        works = tuple(work_of(span, shared_len) for span, shared_len in zip(spans, covered, strict=True))
         return StepPlan(works, shared)
 
     def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Progress | Finished]:
         """Take a step's result back; returns what happened, in the plan's order."""
         events: list[Progress | Finished] = []
+        for work, error in zip(plan.works, result.errors, strict=True):
+            if error is not None:  # all of them before any other keeps what it has below
+                self.memory.hold_spoiled(work.request, work.request.attached_len)
         for index, work in enumerate(plan.works):
             request = work.request
             self.counters.ran(request, work.start, work.end)
             request.computed_len = work.end
             error = result.errors[index]
+            if request.when_idle:
+                events += self._step_aside(request, work.end, error, keep=not any(result.errors))
+                continue
             if error is not None:
-                self.memory.hold_spoiled(request, request.attached_len)
                 events.append(self._finish(request, None, error=error, keep=False))
                 continue
             if not self._options.in_flight_sharing:
@@ -251,7 +239,14 @@ class Scheduler:
 
         Several go back to the queue, and the next steps try each of them alone.
         """
-        for work in plan.works:
+        works = [work for work in plan.works if not work.request.when_idle]
+        for prefetch in [work.request for work in plan.works if work.request.when_idle]:
+            prefetch.state = State.WAITING
+            self._release(prefetch, keep=False)
+            if works:  # it is not worth trying alone
+                self._prefetches.drop(prefetch)
+                self._end_quietly([prefetch])
+        for work in works:
             self.memory.hold_spoiled(work.request, work.start)
         if len(plan.works) == 1:
             failed = [self._finish(plan.works[0].request, None, error=error, keep=False)]
@@ -259,7 +254,7 @@ class Scheduler:
             failed = []
             for request in list(self._running.values()):
                 self._retract(request)
-            self._suspects.update((work.request.id, (work.request, work.end)) for work in plan.works)
+            self._suspects.update((work.request.id, (work.request, work.end)) for work in works)
         self.memory.drop_spoiled()
         return failed
 
@@ -272,7 +267,7 @@ class Scheduler:
             _log.exception("a request's KV could not be shared")
 
     # ---- running requests --------------------------------------------------------------------------------------------
-    def _continue_running(self) -> list[_Span]:
+    def _continue_running(self) -> list[Span]:
         """What running requests do next, with slots for it; retracts until there is room."""
         while True:
             spans = self._running_spans()
@@ -281,6 +276,7 @@ class Scheduler:
                 break
             if len(self._running) > 1 or not self.memory.yield_pin():
                 self._growth.retracted()
+                self._end_quietly(self._prefetches.drop_all())
                 self._retract(self._last_in_rank())
         with contextlib.suppress(Exception):  # where it fails again, growing tells whose slots were lacking
             self.memory.make_room(wanted)
@@ -302,6 +298,9 @@ class Scheduler:
             lower.remove(last)
             self._retract(last)
 
+    def _left_of_chunk(self, spans: list[Span]) -> int:
+        return self._chunk_tokens - sum(s.end - s.start for s in spans if s.request.is_prefilling)
+
     def _promised(self) -> int:
         """Slots that running requests are expected to ask for."""
         return sum(map(self._growth.expected_slots, self._running.values()))
@@ -313,21 +312,21 @@ class Scheduler:
         """The running request of the lowest priority that came last."""
         return min(self._running.values(), key=lambda r: (r.priority, -r.arrival))
 
-    def _running_spans(self) -> list[_Span]:
+    def _running_spans(self) -> list[Span]:
         spans, prefills, budget = [], [], self._chunk_tokens
         for request in self._running.values():
             if request.is_prefilling:
                 prefills.append(request)
             else:
-                spans.append(_next_span(request, LONGEST_JUMP, table_start=request.computed_len))
+                spans.append(next_span(request, LONGEST_JUMP, table_start=request.computed_len))
         for request in prefills:
             if budget > 0:
-                span = _next_span(request, budget, table_start=request.computed_len)
+                span = next_span(request, budget, table_start=request.computed_len)
                 budget -= span.end - span.start
                 spans.append(span)
         return spans
 
-    def _grow(self, span: _Span) -> bool:
+    def _grow(self, span: Span) -> bool:
         """Give a span its slots; a request for which that fails ends, and only that one."""
         try:
             self.memory.grow(span.request, span.end, publish=self._options.in_flight_sharing)
@@ -349,10 +348,9 @@ class Scheduler:
         self._waiting.add(request, at_once=True)
 
     # ---- admission ---------------------------------------------------------------------------------------------------
-    def _admit(self, spans: list[_Span], now: float) -> None:
+    def _admit(self, spans: list[Span], now: float) -> None:
         """Add spans of waiting requests, in the policy's order, until the chunk, the rows or the slots are used up."""
-        budget = self._chunk_tokens - sum(s.end - s.start for s in spans if s.request.is_prefilling)
-        promised = self._promised()
+        budget, promised = self._left_of_chunk(spans), self._promised()
         while budget > 0 and self._free_rows and (request := self._waiting.best()) is not None:
             try:
                 admitted = self._try_admission(request, promised, now)
@@ -362,17 +360,53 @@ class Scheduler:
             if not admitted and (self._running or not self.memory.yield_pin()):
                 break
             if admitted:
-                span = _next_span(request, budget, table_start=0)
+                span = next_span(request, budget, table_start=0)
                 if self._grow(span):
                     budget -= span.end - span.start
                     spans.append(span)
                     promised += self._growth.expected_slots(request)
 
-    def _one_suspect(self, now: float) -> list[_Span]:
+    def _use_what_is_left(self, spans: list[Span], now: float) -> None:
+        """Add a span of a prefetch for idle times, if nobody waits and there is a row, and part of the chunk, for it."""
+        budget = idle_budget(self._chunk_tokens, self._left_of_chunk(spans), is_alone=not spans)
+        while budget > 0 and self._free_rows and not self._waiting and (request := self._prefetches.first()) is not None:
+            try:
+                end = self._prefetches.begin(request, budget, self._promised())
+            except Exception as error:
+                self._end_unscheduled(request, error)
+                continue
+            if end is None:
+                self._end_quietly([request])
+                continue
+            request.row = self._free_rows.pop()
+            request.state = State.RUNNING
+            request.admitted_at = request.admitted_at or now
+            self.counters.attached(request)
+            spans.append(Span(request, request.computed_len, end, table_start=0))
+            return
+
+    def _step_aside(self, request: Request, end: int, error: Exception | None, *, keep: bool) -> list[Progress | Finished]:
+        """A prefetch for idle times gives everything back behind a step; what it computed stays in the tree if ``keep``.
+
+        A row with an error may have written KV that another one read in the same step.
+        """
+        request.state = State.WAITING
+        self._release(request, keep=keep)
+        if error is not None:
+            return [self._finish(request, None, error=error)]
+        if keep and self._prefetches.ran(request, end):
+            return [self._finish(request, FinishReason.STOP)]
+        return []
+
+    def _end_quietly(self, prefetches: list[Request]) -> None:
+        """Prefetches that are over: they end with what was done."""
+        self._ended += [self._finish(request, FinishReason.STOP) for request in prefetches]
+
+    def _one_suspect(self, now: float) -> list[Span]:
         """What the next request to try alone runs. Nothing else holds slots meanwhile, so only a pin can be in its way."""
         for request, _ in list(self._suspects.values()):
             if request.state is State.RUNNING:
-                span = _next_span(request, self._chunk_tokens, table_start=request.computed_len)
+                span = next_span(request, self._chunk_tokens, table_start=request.computed_len)
             else:
                 try:
                     while not self._try_admission(request, 0, now):
@@ -381,7 +415,7 @@ class Scheduler:
                 except Exception as error:
                     self._end_unscheduled(request, error)
                     continue
-                span = _next_span(request, self._chunk_tokens, table_start=0)
+                span = next_span(request, self._chunk_tokens, table_start=0)
             if self._grow(span):
                 return [span]
         return []
@@ -402,6 +436,7 @@ class Scheduler:
             request.admitted_at = now
             request.found_len = request.attached_len
             self._note_miss(request, continuations)
+            self._end_quietly(self._prefetches.admitted(request))
         self.counters.attached(request)
         return True
 
@@ -469,6 +504,8 @@ class Scheduler:
             self._release(request, keep=keep and not last_use)
             if last_use:
                 self.memory.forget(node, request.found_len)
+        elif request.when_idle:
+            self._prefetches.remove(request)
         else:
             self._waiting.remove(request)
         request.state = State.FINISHED
@@ -510,6 +547,9 @@ class Scheduler:
             evictable_tokens=self.tree.evictable_size,
             protected_tokens=self.tree.protected_size,
             pinned_tokens=self.memory.pinned_tokens,
+            prefetch_useful=self._prefetches.num_useful,
+            prefetch_late=self._prefetches.num_late,
+            prefetch_dropped=self._prefetches.num_dropped,
             misses=tuple(self._misses),
         )
 
@@ -517,6 +557,7 @@ class Scheduler:
         """Start counting anew."""
         self.counters = Counters()
         self.memory.evicted_tokens = 0
+        self._prefetches.reset_counters()
         self._misses.clear()
 
     def check_invariants(self) -> None:
@@ -525,7 +566,9 @@ class Scheduler:
         Raises:
             AssertionError: with the first invariant of reliability that does not hold.
         """
-        self.memory.check_invariants(self._running.values())
+        self._prefetches.check_invariants()
+        running = [*self._running.values(), *(r for r in self._prefetches if r.state is State.RUNNING)]
+        self.memory.check_invariants(running)
         for request in self._running.values():
             assert request.state is State.RUNNING, "a running request is in another state"
         for request in self._waiting:
@@ -534,5 +577,5 @@ class Scheduler:
             assert request.node is None, "a waiting request locks a prefix"
             assert request.id not in self._running, "a request runs and waits"
         assert all(r.state is not State.FINISHED for r, _ in self._suspects.values()), "a suspect has ended"
-        rows = [r.row for r in self._running.values()]
+        rows = [r.row for r in running]
         assert sorted(rows + self._free_rows) == list(range(self._max_running)), "rows leaked"

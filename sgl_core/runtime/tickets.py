@@ -234,7 +234,8 @@ class PrefetchTicket:
         elif event.reason is FinishReason.ABORT:
             self._handle.fail(_aborted())
         else:
-            self._handle.finish(PrefetchResult(Usage(event.request.prompt_len, event.request.cached_len, 0)))
+            done, computed = event.request.covered_len, event.request.prefilled_len
+            self._handle.finish(PrefetchResult(Usage(done, done - computed, 0)))
 
     def fail(self, error: Exception) -> None:
         """End with an error."""

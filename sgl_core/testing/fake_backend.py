@@ -8,15 +8,14 @@ requests as an engine does, so a program that runs here makes requests that an e
 from __future__ import annotations
 
 import hashlib
-import heapq
-import itertools
 import re
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from sgl_core.backend import Capabilities, TextCodec
 from sgl_core.errors import (
@@ -46,6 +45,7 @@ from sgl_core.types import (
 
 __all__ = ["FakeBackend"]
 
+RequestT = TypeVar("RequestT", GenRequest, ScoreRequest)
 Reply = Callable[[tuple[int, ...], SamplingParams], str]
 Fail = Callable[[GenRequest], BaseException | None]
 
@@ -69,6 +69,7 @@ class FakeBackend:
     Attributes:
         requests: every ``GenRequest`` that was taken, in order, before its reply is computed.
         scores: every ``ScoreRequest`` likewise.
+        prefetches: every ``PrefetchRequest`` likewise; nothing is computed for them.
     """
 
     capabilities = Capabilities(cached_tokens=False, heal=True)
@@ -79,13 +80,13 @@ class FakeBackend:
         """Start no thread yet."""
         self.requests: list[GenRequest] = []
         self.scores: list[ScoreRequest] = []
+        self.prefetches: list[PrefetchRequest] = []
         self._codec = codec or ByteCodec()
         self._reply = reply or _made_up
-        self._latency_s = latency_s
         self._fail = fail
         self._lock = threading.Lock()
-        self._pool = _TimedPool()
-        self._pending: dict[str, tuple[RequestHandle[Any], Any]] = {}
+        self._pool = _TimedPool(self._answer, latency_s)
+        self._pending: set[_Pending] = set()
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -106,11 +107,7 @@ class FakeBackend:
         params = request.params
         self._check(request.input_ids, params.max_new_tokens)
         self._check_text_params(params)
-        aborted = GenResult("", (), FinishReason.ABORT, Usage(len(request.input_ids), 0, 0))
-        handle: RequestHandle[Any] = RequestHandle(self._abort)
-        self._take(handle, aborted if params.n == 1 else [aborted] * params.n, self.requests, request)
-        self._pool.run_after(self._latency_s, lambda: self._generate(request, handle))
-        return handle
+        return self._take(request, self.requests)
 
     def score(self, request: ScoreRequest) -> RequestHandle[ScoreResult]:
         """Queue scoring; see ``Backend.score``. A token's score depends on the ids up to it alone."""
@@ -119,16 +116,14 @@ class FakeBackend:
             raise InvalidArgumentError("continuations", "an empty one, or none", "at least one token in each")
         for continuation in request.continuations:
             self._check(continuation, None)
-        handle: RequestHandle[ScoreResult] = RequestHandle(self._abort)
-        self._take(handle, RequestAborted("the scoring was aborted"), self.scores, request)
-        self._pool.run_after(self._latency_s, lambda: self._score(request, handle))
-        return handle
+        return self._take(request, self.scores)
 
     def prefetch(self, request: PrefetchRequest) -> RequestHandle[PrefetchResult]:
-        """Do nothing, successfully."""
+        """Record it, and do nothing, successfully."""
         self._check(request.input_ids, None)
         with self._lock:
             self._check_open()
+            self.prefetches.append(request)
         handle: RequestHandle[PrefetchResult] = RequestHandle()
         handle.finish(PrefetchResult(Usage(len(request.input_ids), 0, 0)))
         return handle
@@ -141,10 +136,9 @@ class FakeBackend:
         """End what is pending with EngineShutdown."""
         with self._lock:
             self._is_closed = True
-            pending = list(self._pending.values())
-            self._pending.clear()
+            pending, self._pending = self._pending, set()
         self._pool.clear()
-        for handle, _ in pending:
+        for handle in pending:
             handle.fail(EngineShutdown("the backend was closed"))
 
     def _check(self, ids: Sequence[int], max_new_tokens: int | None) -> None:
@@ -171,43 +165,45 @@ class FakeBackend:
         if self._is_closed:
             raise EngineShutdown("the backend is closed")
 
-    def _take(self, handle: RequestHandle[Any], if_aborted: Any, record: list[Any], request: object) -> None:
+    def _take(self, request: RequestT, record: list[RequestT]) -> _Pending:
+        handle = _Pending(self, request)
         with self._lock:
             self._check_open()
             record.append(request)
-            self._pending[handle.id] = (handle, if_aborted)
+            self._pending.add(handle)
+        self._pool.add(handle)
+        return handle
 
-    def _abort(self, request_id: str) -> None:
+    def _forget(self, handle: _Pending) -> None:
         with self._lock:
-            handle, outcome = self._pending.pop(request_id, (None, None))
-        if handle is None:
-            return
-        if isinstance(outcome, BaseException):
-            handle.fail(outcome)
-        else:
-            handle.finish(outcome)
+            self._pending.discard(handle)
 
-    def _ended(self, handle: RequestHandle[Any]) -> None:
-        with self._lock:
-            self._pending.pop(handle.id, None)
-
-    def _generate(self, request: GenRequest, handle: RequestHandle[Any]) -> None:
+    def _answer(self, handle: _Pending) -> None:
         if handle.done():  # aborted while it waited
             return
+        request = handle.request
+        deltas: list[GenDelta] = []
         try:
-            error = None if self._fail is None else self._fail(request)
-            if error is not None:
-                raise error
-            results = self._completions(request)
+            if isinstance(request, ScoreRequest):
+                value: Any = _scores(request)
+            else:
+                value, deltas = self._generated(request)
         except BaseException as raised:
-            self._ended(handle)
+            self._forget(handle)
             handle.fail(raised)
             return
-        self._ended(handle)
-        for index, result in enumerate(results):
-            for delta in _deltas(result, index):
-                handle.push(delta)
-        handle.finish(results[0] if request.params.n == 1 else results)
+        self._forget(handle)
+        for delta in deltas:
+            handle.push(delta)
+        handle.finish(value)
+
+    def _generated(self, request: GenRequest) -> tuple[Any, list[GenDelta]]:
+        error = None if self._fail is None else self._fail(request)
+        if error is not None:
+            raise error
+        results = self._completions(request)
+        deltas = [delta for index, result in enumerate(results) for delta in _deltas(result, index)]
+        return results[0] if request.params.n == 1 else results, deltas
 
     def _completions(self, request: GenRequest) -> list[GenResult]:
         """``n`` of them; the first is the one that a prompt is computed for."""
@@ -259,11 +255,29 @@ class FakeBackend:
             num += 1
         return ids[:num], ids[num:]
 
-    def _score(self, request: ScoreRequest, handle: RequestHandle[ScoreResult]) -> None:
-        rows = [_logprobs(request.input_ids, continuation) for continuation in request.continuations]
-        self._ended(handle)
-        scores = tuple(tuple(entry.logprob for entry in row) for row in rows)
-        handle.finish(ScoreResult(scores, Usage(len(request.input_ids), 0, 0)))
+
+class _Pending(RequestHandle[Any]):
+    """A request that waits for its reply, together with its place in the queue: thousands of them wait at once."""
+
+    __slots__ = ("_backend", "due_s", "request")
+
+    def __init__(self, backend: FakeBackend, request: GenRequest | ScoreRequest) -> None:
+        super().__init__()
+        self._backend = backend
+        self.request = request
+        self.due_s = 0.0
+
+    def abort(self) -> None:
+        """End it now; a late reply then has no effect."""
+        if self.done():
+            return
+        self._backend._forget(self)
+        if isinstance(self.request, ScoreRequest):
+            self.fail(RequestAborted("the scoring was aborted"))
+            return
+        num = self.request.params.n
+        aborted = GenResult("", (), FinishReason.ABORT, Usage(len(self.request.input_ids), 0, 0))
+        self.finish(aborted if num == 1 else [aborted] * num)
 
 
 class _Stop(NamedTuple):
@@ -304,6 +318,11 @@ def _logprobs(prompt: Sequence[int], tokens: Sequence[int], num_top: int = 0) ->
     return tuple(entries)
 
 
+def _scores(request: ScoreRequest) -> ScoreResult:
+    rows = (_logprobs(request.input_ids, continuation) for continuation in request.continuations)
+    return ScoreResult(tuple(tuple(entry.logprob for entry in row) for row in rows), Usage(len(request.input_ids), 0, 0))
+
+
 def _prompt_logprobs(prompt: Sequence[int]) -> tuple[TokenLogprob | None, ...]:
     return (None, *_logprobs(prompt[:1], prompt[1:]))
 
@@ -341,45 +360,47 @@ def _deltas(result: GenResult, index: int) -> list[GenDelta]:
 
 
 class _TimedPool:
-    """Runs callables after a delay, on few daemon threads that come with work and go without it."""
+    """Runs requests, each the same while after it came, on few daemon threads that come with work and go without it."""
 
     _MOST = 8
     _IDLE_S = 0.2
 
-    def __init__(self) -> None:
+    def __init__(self, run: Callable[[_Pending], None], delay_s: float) -> None:
+        self._run = run
+        self._delay_s = delay_s
         self._changed = threading.Condition()
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
+        self._queue: deque[_Pending] = deque()  # by when they are due, as all wait equally long
         self._num_threads = 0
         self._num_idle = 0
 
-    def run_after(self, delay_s: float, task: Callable[[], None]) -> None:
+    def add(self, handle: _Pending) -> None:
         with self._changed:
-            heapq.heappush(self._due, (time.monotonic() + delay_s, next(self._order), task))
+            handle.due_s = time.monotonic() + self._delay_s
+            self._queue.append(handle)
             self._changed.notify()
-            if len(self._due) > self._num_idle and self._num_threads < self._MOST:  # a woken thread still counts as idle
+            if len(self._queue) > self._num_idle and self._num_threads < self._MOST:  # a woken thread still counts as idle
                 self._num_threads += 1
                 threading.Thread(target=self._work, name="sgl-fake-backend", daemon=True).start()
 
     def clear(self) -> None:
         with self._changed:
-            self._due.clear()
+            self._queue.clear()
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
-            task()
+        while (handle := self._next()) is not None:
+            self._run(handle)
 
-    def _next(self) -> Callable[[], None] | None:
-        """The next task when it is due; None when this thread has nothing to do."""
+    def _next(self) -> _Pending | None:
+        """The next request when it is due; None when this thread has nothing to do."""
         with self._changed:
             while True:
-                wait_s = self._due[0][0] - time.monotonic() if self._due else self._IDLE_S
-                if self._due and wait_s <= 0:
-                    return heapq.heappop(self._due)[2]
+                wait_s = self._queue[0].due_s - time.monotonic() if self._queue else self._IDLE_S
+                if self._queue and wait_s <= 0:
+                    return self._queue.popleft()
                 self._num_idle += 1
                 is_notified = self._changed.wait(wait_s)
                 self._num_idle -= 1
-                if not is_notified and not self._due:
+                if not is_notified and not self._queue:
                     self._num_threads -= 1
                     return None

@@ -12,7 +12,7 @@ The last two hold for their order only. A scheduler that reorders the queue may 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sgl_core.errors import InvalidArgumentError
@@ -24,6 +24,7 @@ __all__ = [
     "distinct_tokens",
     "lru_hit_tokens",
     "optimal_prefill_tokens",
+    "unshared_tokens",
 ]
 
 _TOKEN_BITS = 32
@@ -101,12 +102,20 @@ class OfflineTrie:
         return path
 
 
+def unshared_tokens(prompts: Iterable[Sequence[int]]) -> int:
+    """Tokens of all ``prompts`` together, every shared prefix once: what a cache that drops nothing has to compute.
+
+    Exactly so if no prompt is the beginning of another one; of such a prompt an engine computes the last token again.
+    """
+    trie = OfflineTrie()
+    for prompt in prompts:
+        trie.insert(prompt)
+    return len(trie)
+
+
 def distinct_tokens(log: Sequence[LoggedRequest]) -> int:
     """Slots that hold all KV of ``log`` at once, every shared prefix once."""
-    trie = OfflineTrie()
-    for request in log:
-        trie.insert(request.computed)
-    return len(trie)
+    return unshared_tokens(request.computed for request in log)
 
 
 def optimal_prefill_tokens(log: Sequence[LoggedRequest]) -> int:

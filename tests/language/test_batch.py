@@ -1,7 +1,8 @@
-"""run_batch."""
+"""run_batch and arun_batch."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ import pytest
 
 import sgl_core.language as sgl
 from sgl_core.errors import InvalidArgumentError, UnknownOptionError
+from sgl_core.language.batch import StartedRuns
 from sgl_core.testing import FakeBackend
 
 OPTIONS = {"temperature": 0, "max_new_tokens": 100}
@@ -131,17 +133,40 @@ def test_the_completed_iterator_yields_each_item_once_with_its_index() -> None:
     assert order[-1] == 0
 
 
-def test_leaving_an_iterator_early_starts_nothing_more(backend: FakeBackend) -> None:
+def test_leaving_an_iterator_early_aborts_what_runs_and_starts_nothing_more() -> None:
     started: list[int] = []
+    second_is_there = threading.Event()
 
     @sgl.function
     def program(s, number):
         started.append(number)
+        if number:
+            s += "a" + sgl.gen("x")
+            second_is_there.set()
+            s["x"]
 
-    outcomes = program.run_batch([(i,) for i in range(500)], backend=backend, num_threads=1, generator_style=True)
-    next(outcomes)
-    outcomes.close()
-    assert len(started) < 500
+    with FakeBackend(latency_s=600) as backend:
+        outcomes = program.run_batch([(i,) for i in range(9)], backend=backend, num_threads=1, generator_style=True)
+        next(outcomes)
+        assert second_is_there.wait(60)
+        outcomes.close()
+    assert started == [0, 1]
+
+
+def test_a_run_that_begins_while_a_batch_is_left_is_cancelled_too() -> None:
+    class Run:
+        is_cancelled = False
+
+        def cancel(self) -> None:
+            self.is_cancelled = True
+
+    started, early, late = StartedRuns(), Run(), Run()
+    started.append(early)
+    assert not early.is_cancelled
+    started.cancel()
+    started.append(late)
+    assert early.is_cancelled
+    assert late.is_cancelled
 
 
 def test_bad_items_and_options_are_refused(backend: FakeBackend) -> None:
@@ -161,7 +186,82 @@ def test_progress_is_shown_with_and_without_rich(
 ) -> None:
     pytest.importorskip("rich")
     echo.run_batch([("a",), ("b",)], backend=backend, progress_bar=True, **OPTIONS)
-    assert "programs" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert (out, "programs" in err) == ("", True)
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     echo.run_batch([("a",), ("b",)], backend=backend, progress_bar=True, **OPTIONS)
     assert capsys.readouterr().err.endswith("2/2 programs\n")
+
+
+def test_an_error_carries_the_place_of_its_item(backend: FakeBackend) -> None:
+    batch = [("a",), ("b", True), ("c", True)]
+    with pytest.raises(LookupError) as caught:
+        echo.run_batch(batch, backend=backend, **OPTIONS)
+    assert caught.value.__notes__ == ["in batch[1]"]
+    for style in ({}, {"generator_style": True}):
+        outcomes = list(echo.run_batch(batch, backend=backend, return_errors=True, **style, **OPTIONS))
+        assert [getattr(one, "__notes__", None) for one in outcomes] == [None, ["in batch[1]"], ["in batch[2]"]]
+    completed = dict(echo.run_batch(batch, backend=backend, return_errors=True, as_completed=True, **OPTIONS))
+    assert [completed[index].__notes__ for index in (1, 2)] == [["in batch[1]"], ["in batch[2]"]]
+
+
+# ---- awaited ---------------------------------------------------------------------------------------------------------
+def awaited(program: sgl.SglFunction, batch: list, backend: FakeBackend, **how: object) -> list:
+    return asyncio.run(asyncio.wait_for(program.arun_batch(batch, backend=backend, **how, **OPTIONS), 60))
+
+
+def test_an_awaited_batch_keeps_order_and_seeds(backend: FakeBackend) -> None:
+    states = awaited(echo, [{"word": "a"}, ("b",)], backend, seed=3)
+    assert [state.ret_value for state in states] == ["a", "b"]
+    assert [state["x"] for state in states] == [
+        state["x"] for state in echo.run_batch([("a",), ("b",)], backend=backend, seed=3, **OPTIONS)
+    ]
+
+
+def test_an_awaited_batch_isolates_failures_and_names_their_place(backend: FakeBackend) -> None:
+    batch = [("a",), ("b", True), ("c",)]
+    first, second, third = awaited(echo, batch, backend, return_errors=True)
+    assert (first.ret_value, third.ret_value) == ("a", "c")
+    assert (type(second), second.__notes__) == (LookupError, ["in batch[1]"])
+    with pytest.raises(LookupError, match="b"):
+        awaited(echo, batch, backend)
+    assert len(backend.requests) == 4
+
+
+def test_an_awaited_batch_is_bounded(backend: FakeBackend) -> None:
+    running: set[int] = set()
+    most: list[int] = []
+
+    @sgl.function
+    async def program(s, number):
+        running.add(number)
+        most.append(len(running))
+        s += "a" + sgl.gen("x")
+        await s.aget("x")
+        running.discard(number)
+
+    awaited(program, [(number,) for number in range(30)], backend, num_threads=3)
+    assert max(most) == 3
+
+
+def test_cancelling_an_awaited_batch_aborts_what_runs_and_starts_nothing_more() -> None:
+    started: list[int] = []
+
+    @sgl.function
+    async def program(s, number):
+        started.append(number)
+        s += "a" + sgl.gen("x")
+        await s.aget("x")
+
+    async def cancelled(backend: FakeBackend) -> None:
+        items = [(number,) for number in range(9)]
+        batch = asyncio.ensure_future(program.arun_batch(items, backend=backend, num_threads=2))
+        while len(backend.requests) < 2:
+            await asyncio.sleep(0.001)
+        batch.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await batch
+
+    with FakeBackend(latency_s=60) as backend:
+        asyncio.run(asyncio.wait_for(cancelled(backend), 60))
+    assert started == [0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -11,6 +12,13 @@ from sgl_core.runtime.radix_cache import RadixCache
 from sgl_core.runtime.snapshot import TreeSnapshot, take_snapshot
 from sgl_core.testing import FakeBackend
 from sgl_native import engines
+
+SHEET = '{\n  "name": "Ada",\n  "role": "healer",\n  "strength": 7,\n  "carries": ["a drum", "a map"]\n}'
+
+
+def fitting_reply(ids, params):
+    """Hello, or what the request's pattern allows."""
+    return next(text for text in ("Hello", "7", SHEET) if re.fullmatch(params.regex or "Hello", text))
 
 
 class TreeBackend(FakeBackend):
@@ -47,12 +55,18 @@ def tree_backend():
 
 
 @pytest.fixture
+def fitting():
+    """A reply that suits every example."""
+    return fitting_reply
+
+
+@pytest.fixture
 def opened_trees(monkeypatch):
-    """Backends that the command opened, by configuration in order; each answers "Hello"."""
+    """Backends that the command opened, by configuration in order; each answers "Hello" where a pattern allows it."""
     opened = []
 
     def open_fake(config):
-        backend = TreeBackend(lambda ids, params: "Hello")
+        backend = TreeBackend(fitting_reply)
         opened.append((config, backend))
         return backend
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,76 @@ def test_the_engine_is_closed_also_after_an_error(monkeypatch, program):
     text = PROGRAM.replace('print("the program prints this")', "1 / 0")
     assert cli.main(["run", program(text), "--arg", "name=Ada"]) == 1
     assert closed == [True]
+
+
+HOSTILE = "\x1b\x07\x9bred\x7f"
+
+
+@pytest.fixture
+def hostile(monkeypatch):
+    """The model answers with commands to a terminal."""
+    monkeypatch.setattr(engines, "open_engine", lambda config: FakeBackend(reply=lambda ids, params: HOSTILE))
+
+
+def controls_in(text):
+    return sorted({char for char in text if unicodedata.category(char) == "Cc"} - set("\n\t"))
+
+
+@pytest.mark.parametrize("option", [[], ["--compare"], ["--json"]])
+def test_a_model_cannot_command_the_terminal(hostile, program, capsys, option):
+    assert cli.main(["run", program(), "--arg", "name=Ada", *option]) == 0
+    out = capsys.readouterr().out
+    assert controls_in(out) == []
+    assert "red" in out
+
+
+def test_the_document_still_says_exactly_what_the_model_wrote(hostile, program, capsys):
+    assert cli.main(["run", program(), "--arg", "name=Ada", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["variables"]["greeting"] == HOSTILE
+
+
+def test_an_error_that_quotes_the_model_cannot_either(hostile, program, capsys):
+    text = PROGRAM + "    raise ValueError(s['greeting'])\n"
+    assert cli.main(["run", program(text), "--arg", "name=Ada"]) == 1
+    err = capsys.readouterr().err
+    assert controls_in(err) == []
+    assert "red" in err
+
+
+NAMESAKES = """
+import sgl_native as sgl
+
+@sgl.function
+def main(s, backend, seed=5, stream=True):
+    s += f"{backend} {seed} {stream} " + sgl.gen("answer", max_tokens=8, temperature=0)
+"""
+
+
+@pytest.mark.parametrize("keyword", ["def", "async def"])
+def test_parameters_named_like_options_of_run_are_the_programs_own(opened, program, capsys, keyword):
+    text = NAMESAKES.replace("def", keyword)
+    assert cli.main(["run", program(text), "--arg", "backend=brass", "--seed", "7", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["text"] == "brass 5 True Hello"
+    assert len(opened) == 1
+
+
+def test_the_seed_of_the_command_is_the_programs_seed_all_the_same(opened, program, capsys):
+    text = NAMESAKES.replace("temperature=0", "temperature=1")
+    seeds = []
+    for seed in ("7", "7", "8"):
+        assert cli.main(["run", program(text), "--arg", "backend=brass", "--seed", seed, "--json"]) == 0
+        seeds.append(json.loads(capsys.readouterr().out)["meta"]["answer"]["seed"])
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+@pytest.mark.parametrize("seed", ["-1", "one", "1.5", str(2**63)])
+def test_a_seed_out_of_range_is_wrong_usage(opened, program, capsys, seed):
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["run", program(), "--arg", "name=Ada", f"--seed={seed}"])
+    assert exited.value.code == 2
+    assert "expected a whole number from 0 to 2**63 - 1" in capsys.readouterr().err
+    assert opened == []
 
 
 def test_info_as_json_names_versions_device_model_and_cache_folder(capsys, monkeypatch, tmp_path):

@@ -19,10 +19,10 @@ NATIVE = [
 
 
 @pytest.fixture
-def run_example(monkeypatch, tree_backend):
+def run_example(monkeypatch, tree_backend, fitting):
     """Run an example as a script; returns its namespace."""
 
-    def run(name, reply=None):
+    def run(name, reply=fitting):
         monkeypatch.setitem(vars(sgl_native), "Engine", lambda **options: tree_backend(reply, **options))
         return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
 
@@ -30,9 +30,9 @@ def run_example(monkeypatch, tree_backend):
 
 
 def test_the_examples_are_found():
-    assert {"essay_judge", "few_shot_classification", "multi_turn_chat", "react", "tip_suggestion", "tree_of_thought"} <= set(
-        NATIVE
-    )
+    assert {"essay_judge", "few_shot_classification", "multi_turn_chat", "tip_suggestion", "tree_of_thought"} <= set(NATIVE)
+    assert {"few_shot_qa", "mt_bench", "select_methods", "int_decode", "json_regex", "expert_answer"} <= set(NATIVE)
+    assert {"tool_use", "react", "parallel_decoding", "streaming"} <= set(NATIVE)
 
 
 @pytest.mark.parametrize("name", [name for name in NATIVE if name != "essay_judge"])
@@ -48,7 +48,9 @@ def test_the_essay_judge_says_by_its_exit_code_that_a_fake_cache_saves_nothing(r
     assert "texts and values of the two runs: equal" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["multi_turn_chat", "react", "few_shot_classification", "tree_of_thought"])
+@pytest.mark.parametrize(
+    "name", ["multi_turn_chat", "react", "few_shot_classification", "few_shot_qa", "mt_bench", "tree_of_thought"]
+)
 def test_an_example_says_how_much_was_cached(name, run_example, capsys):
     run_example(name)
     assert "cached" in capsys.readouterr().out

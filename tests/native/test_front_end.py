@@ -7,7 +7,9 @@ import pytest
 
 import sgl_core.config
 import sgl_core.errors
-import sgl_core.language
+import sgl_core.language.primitives
+import sgl_core.language.sampling
+import sgl_core.language.services
 import sgl_core.types
 import sgl_native as sgl
 from sgl_core.testing import FakeBackend
@@ -22,6 +24,19 @@ def test_every_public_name_of_the_language_is_exported():
     assert {
         name for name in sgl_core.language.__all__ if getattr(sgl, name, None) is not getattr(sgl_core.language, name)
     } == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (sgl_core.language.primitives, {"commutative", "image", "separate_reasoning"}),
+        (sgl_core.language.sampling, {"to_context"}),
+        (sgl_core.language.services, {"flush_cache", "get_server_info"}),
+    ],
+)
+def test_what_sglang_programs_import_is_there(module, names):
+    assert names <= set(sgl.__all__)
+    assert {name for name in names if getattr(sgl, name) is not getattr(module, name)} == set()
 
 
 def test_every_error_is_exported():

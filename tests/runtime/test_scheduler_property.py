@@ -60,6 +60,16 @@ REGRESSIONS = {
             Step(raising=True),
         ),
     ),
+    "output was kept below KV that another request of the failed step had never computed": Script(
+        Setup(),
+        (
+            Submit(name="first", pieces=((2, 20),), new=12),
+            Submit(name="short", pieces=((2, 20),), new=1),
+            *(Step(),) * 4,
+            Submit(name="next", pieces=((3, 6),), after="short"),
+            Step(raising=True),
+        ),
+    ),
     "the namespace's quota evicted the end of what a failed step never computed, and so its beginning was kept": Script(
         Setup(num_slots=96, options=SchedulerOptions(namespace_quota_tokens=24)),
         (

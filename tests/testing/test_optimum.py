@@ -13,6 +13,7 @@ from sgl_core.testing.optimum import (
     distinct_tokens,
     lru_hit_tokens,
     optimal_prefill_tokens,
+    unshared_tokens,
 )
 
 
@@ -186,3 +187,16 @@ def test_a_log_of_a_million_tokens_is_no_trouble():
     shared = tuple(range(1000))
     log = one_after_another(*((shared + (1000 + i,), ()) for i in range(1000)))
     assert optimal_prefill_tokens(log) == 1001 + 999
+
+
+def test_unshared_tokens_count_every_shared_prefix_once():
+    assert unshared_tokens([(1, 2, 3), (1, 2, 4), (1, 2), (2, 2)]) == 6
+    assert unshared_tokens([]) == 0
+
+
+def test_unshared_tokens_are_what_requests_one_after_another_compute():
+    rng = random.Random(3)
+    for _ in range(50):
+        prompts = [(*rng.choices(range(2), k=rng.randint(1, 5)), 9) for _ in range(5)]  # 9 ends each: none begins another
+        distinct = list(dict.fromkeys(prompts))
+        assert unshared_tokens(prompts) == optimal_prefill_tokens(one_after_another(*((prompt, [0]) for prompt in distinct)))

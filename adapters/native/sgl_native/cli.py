@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from sgl_core import __version__
 from sgl_core.errors import MissingExtraError, SglError
-from sgl_native.commands import cache, chat, info, models, run
+from sgl_native.commands import cache, chat, graph, info, models, run
+from sgl_native.printable import without_controls
 from sgl_native.programs import ProgramFailure
 
 __all__ = ["main"]
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sgl-core {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for command in (run, chat, cache, models, info):
+    for command in (run, chat, cache, graph, models, info):
         command.add_parser(subparsers, common)
     return parser
 
@@ -62,7 +63,7 @@ def _fail(error: BaseException, code: int, *, debug: bool) -> int:
         traceback.print_exception(error)
     else:
         text = str(error) if isinstance(error, SglError) else _with_place(error)
-        sys.stderr.write(f"sgl: error: {text}\n")
+        sys.stderr.write(f"sgl: error: {without_controls(text)}\n")  # a program may quote its model
     return code
 
 

@@ -1,4 +1,4 @@
-"""Programs in files: finds the function of a Python file and fits the arguments of a command line to it."""
+"""Programs in files: finds the function of a Python file, fits the arguments of a command line to it, and runs it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sgl_core.backend import Backend
 from sgl_core.errors import InvalidArgumentError, check_options
-from sgl_core.language import SglFunction
+from sgl_core.language import ProgramState, SglFunction
 
-__all__ = ["ProgramFailure", "bind_arguments", "load_program", "parse_arguments", "program_errors"]
+__all__ = ["ProgramFailure", "bind_arguments", "load_program", "parse_arguments", "program_errors", "run_program"]
 
 _MODULE_NAME = "sgl_program"
 
@@ -61,8 +62,12 @@ def load_program(path: Path) -> SglFunction:
     raise InvalidArgumentError("FILE", str(path), f"a file with one @sgl.function or one named main, not {len(found)}", cure)
 
 
-def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(assignments: Sequence[str], option: str = "--arg") -> dict[str, Any]:
     """Read ``name=value`` pairs; a value that is JSON is taken as such, any other as a str.
+
+    Args:
+        assignments: as they were typed.
+        option: behind which one; for the error.
 
     Raises:
         InvalidArgumentError: a pair has no name or no ``=``, or a name comes twice.
@@ -71,9 +76,9 @@ def parse_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.isidentifier():
-            raise InvalidArgumentError("--arg", name, "name=value")
+            raise InvalidArgumentError(option, name, "name=value")
         if name in arguments:
-            raise InvalidArgumentError("--arg", name, "each name once")
+            raise InvalidArgumentError(option, name, "each name once")
         try:
             arguments[name] = json.loads(text)
         except json.JSONDecodeError:
@@ -98,6 +103,27 @@ def bind_arguments(function: SglFunction, arguments: Mapping[str, Any]) -> SglFu
         cure = "Add " + " ".join(f"--arg {name}=..." for name in missing) + "."
         raise InvalidArgumentError("--arg", sorted(arguments), f"a value for {', '.join(missing)}", cure)
     return function.bind(**arguments)
+
+
+def run_program(program: SglFunction, backend: Backend, seed: int | None) -> ProgramState:
+    """Run a program whose arguments are all bound, on this backend and with this seed whatever its parameters are called.
+
+    ``run(backend=...)`` would give them to a function with parameters of these names, so it is called from one without any.
+
+    Raises:
+        ProgramFailure: the program fails.
+    """
+
+    def body(s: ProgramState) -> Any:
+        return program(s)
+
+    async def async_body(s: ProgramState) -> Any:
+        return await program(s)
+
+    caller = SglFunction(async_body if program.is_async else body)
+    caller.name = program.name
+    with program_errors():
+        return caller.run(backend=backend, seed=seed)
 
 
 def _run_module(path: Path) -> ModuleType:

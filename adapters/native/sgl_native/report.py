@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sgl_native.printable import without_controls
 from sgl_native.records import CallUsage, RunRecord
 
 __all__ = ["calls_table", "comparison_table", "print_comparison", "print_record", "stats_line", "variables_table"]
@@ -46,9 +47,9 @@ def variables_table(variables: Mapping[str, Any]) -> Table:
     for name, value in variables.items():
         if isinstance(value, list):
             for index, entry in enumerate(value):
-                table.add_row(f"{name}[{index}]", _shown(entry))
+                table.add_row(_plain(f"{name}[{index}]"), _shown(entry))
         else:
-            table.add_row(name, _shown(value))
+            table.add_row(_plain(name), _shown(value))
     return table
 
 
@@ -60,7 +61,7 @@ def calls_table(record: RunRecord) -> Table:
         table.add_column(column, justify="right")
     table.add_column("finish")
     for call in record.calls():
-        table.add_row(call.name, *_counts(call), f"{call.generated_tokens:,}", call.finish_reason or "")
+        table.add_row(_plain(call.name), *_counts(call), f"{call.generated_tokens:,}", call.finish_reason or "")
     return table
 
 
@@ -74,7 +75,7 @@ def comparison_table(cached: RunRecord, uncached: RunRecord) -> Table:
     left = {call.name: call for call in cached.calls()}
     right = {call.name: call for call in uncached.calls()}
     for name in dict.fromkeys([*left, *right]):
-        table.add_row(name, *_counts(left.get(name)), *_counts(right.get(name)))
+        table.add_row(_plain(name), *_counts(left.get(name)), *_counts(right.get(name)))
     return table
 
 
@@ -95,7 +96,12 @@ def _counts(call: CallUsage | None) -> tuple[str, str, str]:
 
 
 def _shown(value: object) -> Text:
-    return Text(value.strip() if isinstance(value, str) else repr(value))  # Text: a model may write what looks like markup
+    return _plain(value.strip() if isinstance(value, str) else repr(value))
+
+
+def _plain(text: str) -> Text:
+    """Text as it is: a model may write what looks like markup, or commands to a terminal."""
+    return Text(without_controls(text))
 
 
 def _print(console: Console | None, *parts: RenderableType) -> None:

@@ -73,7 +73,7 @@ class Submit(Operation):
         name: its id; a scoring of several continuations adds ``-0``, ``-1`` and so on.
         pieces: its prompt. ``after``: the request whose ids so far come before them, as a conversation goes on.
         new: its budget.
-        kind: what it is for. ``continuations``: SCORE: what is scored.
+        kind: what it is for. ``when_idle``: PREFETCH: see ``Request``. ``continuations``: SCORE: what is scored.
         timeout: seconds until its deadline. ``stop``: a stop token. ``stop_text``: a token whose text is a stop string.
         sink_fails_at: its sink raises at this token. ``poisoned``: every forward pass with it raises.
         n: completions of the one prompt. ``run``: tokens that a grammar forces behind each sampled one. ``scores``:
@@ -86,6 +86,7 @@ class Submit(Operation):
     new: int = 4
     after: str | None = None
     kind: Kind = Kind.GENERATE
+    when_idle: bool = False
     continuations: tuple[Pieces, ...] = ()
     namespace: str | None = None
     use_tree: bool = True
@@ -204,6 +205,9 @@ def run_script(script: Script, *, drain_limit: int = 50_000) -> Counter[str]:
             "retractions": stats.num_retractions,
             "recomputed": stats.recomputed_tokens,
             "evicted": stats.evicted_tokens,
+            "prefetches used": stats.prefetch_useful,
+            "prefetches late": stats.prefetch_late,
+            "prefetches dropped": stats.prefetch_dropped,
             "tokens": sim.oracle.computed_tokens,
         }
     )
@@ -258,7 +262,7 @@ def _submit(sim: Simulation, wanted: Submit) -> None:
         sim.score(prompt, choices, max_nodes=room - 1 - len(prompt), name=wanted.name, **common)
     elif wanted.kind is Kind.PREFETCH:
         if len(prompt) < room:
-            sim.submit(prompt, 0, name=wanted.name, sink=None, **common)
+            sim.submit(prompt, 0, name=wanted.name, sink=None, when_idle=wanted.when_idle, **common)
     elif len(prompt) + wanted.new <= room:
         stops = frozenset() if wanted.stop is None else frozenset({wanted.stop})
         sink = TextSink(wanted.stop_text, wanted.sink_fails_at)

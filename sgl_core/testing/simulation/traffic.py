@@ -100,7 +100,7 @@ class _Traffic:
             return self.fork()
         if choice < 0.25:
             return self.score()
-        kind = Kind.PREFETCH if choice < 0.30 else Kind.GENERATE
+        kind = Kind.PREFETCH if choice < 0.35 else Kind.GENERATE
         pieces = self.prompt()
         after = self.victim() if kind is Kind.GENERATE and self.names and self.rng.random() < 0.2 else None
         return self.submit(pieces, kind=kind, after=after)
@@ -128,6 +128,7 @@ class _Traffic:
         fields.setdefault("hints", Hints(last_use=rng.random() < 0.2))
         fields["timeout"] = rng.choice((1.0, 10.0, 60.0)) if rng.random() < 0.08 else None
         fields["poisoned"] = rng.random() < 0.02
+        fields["when_idle"] = kind is Kind.PREFETCH and rng.random() < 0.7
         if kind is Kind.GENERATE:
             fields["stop"] = rng.randrange(VOCAB) if rng.random() < 0.2 else None
             fields["stop_text"] = rng.randrange(VOCAB) if rng.random() < 0.2 else None

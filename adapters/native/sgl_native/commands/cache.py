@@ -14,7 +14,7 @@ from sgl_core.language import SglFunction
 from sgl_core.runtime.snapshot import TreeSnapshot
 from sgl_native import engines
 from sgl_native.commands.options import add_program_options, engine_config
-from sgl_native.programs import bind_arguments, load_program, parse_arguments, program_errors
+from sgl_native.programs import bind_arguments, load_program, parse_arguments, run_program
 
 __all__ = ["add_parser", "main"]
 
@@ -80,8 +80,7 @@ def _tree_after(program: SglFunction, config: EngineConfig, options: argparse.Na
         engine = engines.open_engine(config)
         try:
             status.update(f"running {options.file.name}")
-            with program_errors():
-                program.run(backend=engine, seed=options.seed)
+            run_program(program, engine, options.seed)
             return engine.tree(), engine.codec
         finally:
             engine.close()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sgl_core.config import DTYPES, EngineConfig
+from sgl_core.types import SEED_BITS
 
 __all__ = ["add_model_options", "add_program_options", "engine_config"]
 
@@ -30,7 +31,7 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="budget of a generation that names none (default: 512)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of the program (default: a fresh one)")
+    parser.add_argument("--seed", type=_seed, metavar="N", help="seed of the program (default: a fresh one)")
 
 
 def engine_config(options: argparse.Namespace) -> EngineConfig:
@@ -42,3 +43,9 @@ def engine_config(options: argparse.Namespace) -> EngineConfig:
     chosen = {name: getattr(options, name) for name in ("model", "dtype", "device")}
     budget = getattr(options, "max_new_tokens", None)
     return EngineConfig(**chosen) if budget is None else EngineConfig(**chosen, default_max_new_tokens=budget)
+
+
+def _seed(text: str) -> int:
+    if text.isdecimal() and (seed := int(text)) < 1 << SEED_BITS:
+        return seed
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0 to 2**{SEED_BITS} - 1")

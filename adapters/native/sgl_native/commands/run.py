@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import re
 import secrets
 import sys
 import time
@@ -14,9 +15,10 @@ from typing import Any
 
 from sgl_core.config import EngineConfig
 from sgl_core.language import SglFunction
+from sgl_core.types import SEED_BITS
 from sgl_native import engines
 from sgl_native.commands.options import add_program_options, engine_config
-from sgl_native.programs import bind_arguments, load_program, parse_arguments, program_errors
+from sgl_native.programs import bind_arguments, load_program, parse_arguments, program_errors, run_program
 from sgl_native.records import RunRecord
 
 __all__ = ["add_parser", "main"]
@@ -28,7 +30,7 @@ examples:
   sgl run judge.py --arg essay="$(cat essay.txt)" --arg 'dimensions=["style", "clarity"]' --json
 """
 
-_SEED_BITS = 63
+_UNPRINTABLE = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 
 def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
@@ -56,7 +58,7 @@ def main(options: argparse.Namespace) -> int:
     with _stdout_kept_clean(options.json):
         program = bind_arguments(load_program(options.file), arguments)
         if options.compare and options.seed is None:
-            options.seed = secrets.randbits(_SEED_BITS)
+            options.seed = secrets.randbits(SEED_BITS)
         record = _run(program, config, options)
         uncached = None
         if options.compare:
@@ -74,8 +76,8 @@ def _run(program: SglFunction, config: EngineConfig, options: argparse.Namespace
         try:
             status.update(f"running {options.file.name}{cache}")
             started = time.perf_counter()
+            state = run_program(program, backend, options.seed)
             with program_errors():
-                state = program.run(backend=backend, seed=options.seed)
                 return RunRecord.of(state, backend, time.perf_counter() - started)
         finally:
             backend.close()
@@ -95,9 +97,13 @@ def _show(record: RunRecord, uncached: RunRecord | None, *, as_json: bool) -> No
         document = record.as_json()
         if uncached is not None:
             document["without_cache"] = uncached.as_json()
-        json.dump(document, sys.stdout, ensure_ascii=False, indent=2)
-        sys.stdout.write("\n")
+        sys.stdout.write(_escaped(json.dumps(document, ensure_ascii=False, indent=2)) + "\n")
     elif uncached is not None:
         report.print_comparison(record, uncached)
     else:
         report.print_record(record)
+
+
+def _escaped(document: str) -> str:
+    """JSON without the control characters that it lets stand, so that it cannot command a terminal; it says the same."""
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", document)
