@@ -1,11 +1,11 @@
-"""Claim: a prefix that is known early costs nothing when its turn comes, and those who run meanwhile hardly notice.
+"""Claim: a prefix that is known early is there when its turn comes; and what that costs those who run meanwhile.
 
 Program A is a conversation of several turns. Program B begins with a constant prefix of 2,000 tokens and is called when A's
 last turn but one has ended. In one variant that prefix is handed to ``engine.prefetch(when_idle=True)`` when A starts; in the
 other it is not. Beside B's time to its first token stand A's times between tokens, which show what the prefetch costs A.
 The variants alternate, every round begins with an empty cache, and all texts must be equal.
 
-    python benchmarks/bench_prefetch.py [--rounds 5] [--threads 2] [--out benchmarks/results]
+    python benchmarks/bench_prefetch.py [--rounds 3] [--threads 2] [--out benchmarks/results]
 
 The exit code is 1 if the bar is missed. Everything goes into ``prefetch_float32.json`` and a picture.
 """
@@ -33,7 +33,7 @@ from sgl_core.types import SamplingParams
 MOST_OF_PLAIN = 0.35
 """B's time to its first token, of what it takes without the prefetch."""
 PREFIX_TOKENS = 2_000
-TURNS, TURN_TOKENS = 4, 64
+TURNS, TURN_TOKENS = 4, 48
 """Of A. The last turn runs while B is answered."""
 B_TOKENS = 16
 TIMEOUT_S = 600.0
@@ -66,6 +66,7 @@ class Arrivals:
         self.times: list[float] = []
 
     def __call__(self, _: object) -> None:
+        """A token came."""
         self.times.append(time.perf_counter())
 
 
@@ -172,7 +173,7 @@ def draw(variants: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(argv)

@@ -255,13 +255,15 @@ class Hints:
         program_id: requests of one program run share it.
         siblings: further requests with the same prefix that are about to come. ``shared_len``: leading prompt tokens that
             they have in common with this one.
-        last_use: nobody will extend this prompt again.
+        last_use: nobody will extend this prompt again. ``keep_len``: its leading tokens that other prompts may well begin
+            with all the same; None is all of them, which leaves nothing to drop but the output.
     """
 
     program_id: str | None = None
     siblings: int = 0
     shared_len: int = 0
     last_use: bool = False
+    keep_len: int | None = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from sgl_core.language.ir import (
     as_nodes,
 )
 from sgl_core.language.joining import appended_nodes, defined_names, first_error, gather, when_all
+from sgl_core.language.places import warn_of_special_spellings
 from sgl_core.language.position import Position
 from sgl_core.language.run import ProgramRun
 from sgl_core.language.state import ProgramState
@@ -120,7 +121,7 @@ class GraphRun:
             case StreamBegin():
                 stream = StreamExecutor(self._run, self._plan.graph.streams[node.stream].path)
                 self._streams[node.stream] = stream
-                stream.begin(Position(), 0)
+                stream.begin(Position(), 0, None)
             case Fork():
                 forked = self._plan.forks[node.id]
                 children = self._streams[node.stream].fork_traced(node, order, [stream.path for stream in forked])
@@ -128,7 +129,7 @@ class GraphRun:
             case Argument(name=name):
                 self._submit_argument(order, node, name)
             case Variable(source=source):
-                text = self._text(self._future(source))
+                text = self._text(node, self._future(source))
                 self._body.add(order, text)
                 self._streams[node.stream].submit_traced(node, order, awaits=text)
             case Read(source=source):
@@ -143,6 +144,7 @@ class GraphRun:
                 twin = self._values[NodeValue(node.same_as, self._plan.shared[node.same_as])]
                 self._submit_to_stream(order, node, twin)
             case _:
+                self._warn(node)
                 self._submit_to_stream(order, node, None)
 
     def _submit_to_stream(self, order: int, node: GraphNode, awaits: VariableFuture | None) -> None:
@@ -151,7 +153,7 @@ class GraphRun:
         self._values.update((NodeValue(node.id, future.name), future) for future in futures)
 
     def _submit_argument(self, order: int, node: GraphNode, name: str) -> None:
-        text = self._text(self._values[ArgumentValue(name)])
+        text = self._text(node, self._values[ArgumentValue(name)])
         if text.error is not None:
             self._body.add(order, text)
         else:
@@ -222,9 +224,19 @@ class GraphRun:
         when_all(iter(sources), resolve)
         return future
 
-    def _text(self, source: VariableFuture) -> VariableFuture:
+    def _text(self, node: GraphNode, source: VariableFuture) -> VariableFuture:
         """The value as the text that is appended; what is no text is the error that appending it raises."""
-        return _derived(source, _as_text)
+
+        def as_text(value: Any) -> str:
+            (constant,) = as_nodes(value)
+            assert isinstance(constant, ConstantText)
+            self._warn(replace(node, op=constant))
+            return constant.text
+
+        return _derived(source, as_text)
+
+    def _warn(self, node: GraphNode) -> None:
+        warn_of_special_spellings((node.op,), self._run.codec, node.place)
 
 
 class _Body:
@@ -298,9 +310,3 @@ def _derived(source: VariableFuture, compute: Callable[[Any], Any]) -> VariableF
 
     source.add_done_callback(resolve)
     return future
-
-
-def _as_text(value: Any) -> str:
-    (node,) = as_nodes(value)
-    assert isinstance(node, ConstantText)
-    return node.text

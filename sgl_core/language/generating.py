@@ -39,6 +39,10 @@ class Pending(Protocol):
     def future(self) -> VariableFuture:
         """The variable that they make."""
 
+    @property
+    def prompt_len(self) -> int:
+        """Tokens before the first that the model chooses."""
+
     def finish(self) -> Position:
         """Resolve the variable; the position behind it."""
 
@@ -118,6 +122,10 @@ class _PendingGen:
     def future(self) -> VariableFuture:
         return self.task.future
 
+    @property
+    def prompt_len(self) -> int:
+        return self.prompt.ids.length
+
     def finish(self) -> Position:
         return self.task.take(self.prompt, self.handle.result(0))
 
@@ -131,6 +139,10 @@ class _PendingSelect:
     planned: PlannedSelect
     future: VariableFuture
     handles: tuple[Handle[ScoreResult], ...]
+
+    @property
+    def prompt_len(self) -> int:
+        return self.planned.prompt.length
 
     def finish(self) -> Position:
         results = [handle.result(0) for handle in self.handles]

@@ -7,6 +7,7 @@ import linecache
 import sys
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -78,8 +79,14 @@ def warn_user(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
-def warn_of_special_spellings(nodes: tuple[Expr, ...], codec: TextCodec) -> None:
-    """Warn of text that looks like a control token and is none; once for each codec and spelling."""
+def warn_of_special_spellings(nodes: Iterable[Expr], codec: TextCodec, place: Place | None = None) -> None:
+    """Warn of text that looks like a control token and is none; once for each codec and spelling.
+
+    Args:
+        nodes: what is appended.
+        codec: knows the spellings.
+        place: the line to point at; None is the nearest caller outside this package.
+    """
     for node in nodes:
         if not isinstance(node, ConstantText):
             continue
@@ -90,7 +97,11 @@ def warn_of_special_spellings(nodes: tuple[Expr, ...], codec: TextCodec) -> None
             is_new = (codec.fingerprint, spelling) not in _warned
             _warned.add((codec.fingerprint, spelling))
         if is_new:
-            warn_user(
+            message = (
                 f"the text {spelling!r} is the spelling of a control token; in a plain str it stays text. "
                 f"Write sgl.user(...) and the like for turns, or sgl.raw({spelling!r}) if you mean the token."
             )
+            if place is None:
+                warn_user(message)
+            else:
+                warnings.warn_explicit(message, UserWarning, place.file, place.line)

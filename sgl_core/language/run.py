@@ -94,7 +94,7 @@ class ProgramRun:
         self._cut: str | None = None
         self._stop: tuple[int, BaseException] | None = None
         self.root = StreamExecutor(self, ())
-        self.root.begin(Position(), 0)
+        self.root.begin(Position(), 0, None)
 
     # ---- for its streams ---------------------------------------------------------------------------------------------
     def register(self, stream: StreamExecutor) -> None:

@@ -104,6 +104,7 @@ class StreamExecutor:
     """
 
     __slots__ = (
+        "_authored_len",
         "_defined",
         "_error",
         "_fork_len",
@@ -158,6 +159,7 @@ class StreamExecutor:
         self._origin: Trail | None = None
         self._fork_len = 0  # settled tokens that it has in common with its siblings
         self._requested_len = 0  # tokens that a request of its history has had computed
+        self._authored_len: int | None = None  # settled tokens before the first that a model chose; None: there is none
         self._error: BaseException | None = None
         self._scopes: dict[str, list[Trail | None]] | None = None
         self._in_flight: Pending | None = None
@@ -283,7 +285,7 @@ class StreamExecutor:
             path = (*self.path, self._num_children)
             self._num_children += 1
         child = StreamExecutor(self.run, path)
-        child.begin(Position(), 0)
+        child.begin(Position(), 0, None)
         return child
 
     def barrier(self) -> VariableFuture:
@@ -354,9 +356,16 @@ class StreamExecutor:
         )
 
     # ---- running: the dispatcher's thread ----------------------------------------------------------------------------
-    def begin(self, position: Position, requested_len: int) -> None:
-        """Start at ``position``, of which some tokens were part of a request; called once."""
+    def begin(self, position: Position, requested_len: int, authored_len: int | None) -> None:
+        """Start at ``position``; called once.
+
+        Args:
+            position: where the parent stands.
+            requested_len: its tokens that a request of the parent had computed.
+            authored_len: those before the first that a model chose; None if all were written.
+        """
         self._position = position
+        self._authored_len = authored_len
         self._origin = position.trail
         self._fork_len = position.ids.length
         self._requested_len = requested_len
@@ -439,6 +448,8 @@ class StreamExecutor:
             case RawText(text=text):
                 self._move(position.add_raw(text, codec))
             case Variable() if step.awaits is not None:
+                if self._authored_len is None:
+                    self._authored_len = position.ids.length
                 self._move(position.add_text(step.awaits.result()))
             case RoleBegin(role=role):
                 self._move(position.open_turn(role, codec))
@@ -485,7 +496,7 @@ class StreamExecutor:
         committed = None
         if step.traced is not None and step.traced.commit and not self.run.backend.capabilities.shares_in_flight:
             committed = self._prefetch(1, when_idle=False)
-        begin = partial(_begin_all, step.children, self._position, self._requested_len)
+        begin = partial(_begin_all, step.children, self._position, self._requested_len, self._authored_len)
         if committed is None:
             begin()
         else:
@@ -519,7 +530,8 @@ class StreamExecutor:
     def _hints(self, step: _Step) -> Hints:
         siblings, self._siblings = self._siblings, 0  # the first request of a fork announces the others
         last_use = step.traced is not None and step.traced.last_use
-        return Hints(self.run.program_id, siblings, self._fork_len if siblings else 0, last_use)
+        shared_len = self._fork_len if siblings else 0
+        return Hints(self.run.program_id, siblings, shared_len, last_use, self._authored_len if last_use else 0)
 
     def _await(self, step: _Step, pending: Pending) -> None:
         for listener in self._listeners or ():
@@ -537,6 +549,8 @@ class StreamExecutor:
         self._in_flight = None
         try:
             self._position = pending.finish()
+            if self._authored_len is None:
+                self._authored_len = pending.prompt_len
             self._requested_len = self._position.ids.length
         except BaseException as error:
             self._error = error
@@ -544,9 +558,9 @@ class StreamExecutor:
         self._pump()
 
 
-def _begin_all(children: tuple[StreamExecutor, ...], position: Position, requested_len: int) -> None:
+def _begin_all(children: tuple[StreamExecutor, ...], position: Position, requested_len: int, authored_len: int | None) -> None:
     for child in children:
-        child.begin(position, requested_len)
+        child.begin(position, requested_len, authored_len)
 
 
 def _skip(step: _Step, error: BaseException) -> None:

@@ -500,10 +500,10 @@ class Scheduler:
         self._suspects.pop(request.id, None)
         if request.state is State.RUNNING:
             del self._running[request.id]
-            node, last_use = request.node, request.hints.last_use
-            self._release(request, keep=keep and not last_use)
-            if last_use:
-                self.memory.forget(node, request.found_len)
+            node, hints = request.node, request.hints
+            self._release(request, keep=keep and not hints.last_use)
+            if hints.last_use and hints.keep_len is not None:
+                self.memory.forget(node, max(request.found_len, hints.keep_len))
         elif request.when_idle:
             self._prefetches.remove(request)
         else:

@@ -8,7 +8,7 @@ import pytest
 
 import sgl_core.language as sgl
 from sgl_core.errors import InvalidArgumentError, ProgramError, StreamClosedError, VariableNotFoundError
-from sgl_core.language.ir import Expr, Variable
+from sgl_core.language.ir import Expr
 from sgl_core.testing import ByteCodec, FakeBackend
 
 OPTIONS = {"temperature": 0, "max_new_tokens": 100}
@@ -75,16 +75,6 @@ def test_the_newest_definition_of_a_variable_is_read() -> None:
 
     with FakeBackend(lambda ids, params: next(replies)) as backend:
         assert run(body, backend).ret_value == ["one", "two"]
-
-
-def test_a_variable_node_appends_a_value_without_waiting_in_the_body(backend: FakeBackend) -> None:
-    def body(s):
-        s += "a" + sgl.gen("x") + "|" + Variable("x")
-
-    state = run(body, backend)
-    assert state.text() == f"a{state['x']}|{state['x']}"
-    with pytest.raises(VariableNotFoundError):
-        run(lambda s: s.__iadd__(Variable("x")), backend)
 
 
 def test_a_scope_captures_the_text_inside_it(backend: FakeBackend) -> None:

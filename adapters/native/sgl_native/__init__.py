@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from sgl_core.runtime.engine import Engine
 
 __all__ = [
+    "CompiledFunction",
     "ContextLengthError",
     "DeadlineExceeded",
     "Engine",
@@ -93,6 +94,7 @@ __all__ = [
     "GenDelta",
     "GenResult",
     "GrammarError",
+    "Graph",
     "GraphError",
     "InvalidArgumentError",
     "MissingExtraError",

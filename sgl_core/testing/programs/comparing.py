@@ -12,7 +12,11 @@ from sgl_core.testing.programs.tree import Kind, Program
 __all__ = ["compiled", "explained", "fault"]
 
 _ACCEPTED: Final = "it looks at a value that is not there before it runs, and was compiled all the same: "
-_SENSELESS: Final = ("<NameError", "<UnboundLocalError")
+_SENSELESS: Final = tuple(
+    f"<{kind}"
+    for kind in ("NameError", "UnboundLocalError", "VariableNotFoundError", "StreamClosedError", "ProgramError", "TypeError")
+)
+"""Errors of a program that lost the statements which others need."""
 
 
 def compiled(function: SglFunction) -> Any:
@@ -43,12 +47,13 @@ def fault(program: Program, prepare: Prepare = compiled, mode: Mode = Mode.RUN) 
 def explained(program: Program, prepare: Prepare = compiled, mode: Mode = Mode.RUN) -> str:
     """The report of a program that has a fault, cut down as far as it keeps one."""
 
+    def seen(candidate: Program) -> str:
+        return f"{observe(candidate, mode=mode)} {observe(candidate, prepare, mode)}"
+
+    had = {sign for sign in _SENSELESS if sign in seen(program)}
+
     def still_fails(candidate: Program) -> bool:
-        try:
-            interpreted = str(observe(candidate, mode=mode))
-            return not any(sign in interpreted for sign in _SENSELESS) and bool(fault(candidate, prepare, mode))
-        except SyntaxError:
-            return False
+        return bool(fault(candidate, prepare, mode)) and {sign for sign in _SENSELESS if sign in seen(candidate)} <= had
 
     small = shrunk(program, still_fails)
     return f"run by {mode.value!r}: " + report(small, fault(small, prepare, mode))
