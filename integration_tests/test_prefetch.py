@@ -36,7 +36,7 @@ def test_a_program_that_is_called_while_another_one_runs_computes_its_tail_alone
 
         def count(_: object) -> None:
             nonlocal decoded
-            decoded += not started[1].done
+            decoded += not started[1].done()
 
         engine._loop.call(start)
         running, ahead = started

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sgl_core.language.proposers import Proposer
     from sgl_core.language.state import ProgramState
 
-__all__ = ["CompileOptions", "CompiledFunction", "constant_beginning", "interpreted_report"]
+__all__ = ["CompileOptions", "CompiledFunction", "constant_beginning"]
 
 _Outcome = concurrent.futures.Future["ProgramState"]
 _MOST_GRAPHS: Final = 32
@@ -118,7 +118,7 @@ class CompiledFunction:
     def explain(self) -> str:
         """Whether it was compiled, what the passes gained, what was moved, and if it is interpreted, because of which line."""
         if self._reason is not None:
-            return render(interpreted_report(self.function.name, self._reason))
+            return render(CompileReport.interpreted(self.function.name, self._reason))
         return "\n\n".join(render(compiled.report) for compiled in self._graphs.values())
 
     # ---- running -----------------------------------------------------------------------------------------------------
@@ -229,21 +229,13 @@ class CompiledFunction:
     def _compile(self, singletons: Mapping[str, Any]) -> _Compiled:
         options = self._options
         static = {**options.static, **singletons}
-        graph = trace(self.function, static=static)
+        graph = traced = trace(self.function, static=static)
         moved = None
         if options.move is not None:
             graph, moved = move_parts(graph, options.move, proposer=options.proposer, codec=options.codec)
         context = PassContext(codec=options.codec, drop_unread=options.drop_unread)
         graph, reports = run_passes(graph, context)
-        report = CompileReport(
-            graph.name,
-            "compiled with static" if graph.static else "compiled",
-            static=graph.static,
-            graph=graph,
-            passes=reports,
-            move=moved,
-        )
-        return _Compiled(Plan.of(graph), report)
+        return _Compiled(Plan.of(graph, traced), CompileReport.compiled(graph, reports, moved))
 
     def _start(
         self, where: str, args: Sequence[Any], kwargs: Mapping[str, Any], extra: frozenset[str] = frozenset()
@@ -354,11 +346,6 @@ def constant_beginning(function: SglFunction, static: Mapping[str, Any], codec: 
     except TraceError:
         graph = tracer.recorded()
     return constant_prefixes(graph, codec).get(0, ())
-
-
-def interpreted_report(name: str, reason: TraceError) -> CompileReport:
-    """The report of a program that cannot be traced."""
-    return CompileReport(name, "interpreted", reason=reason.what, place=reason.place, cure=reason.cure)
 
 
 def _returned(graph_run: GraphRun, error: BaseException | None) -> Any:

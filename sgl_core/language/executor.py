@@ -64,22 +64,25 @@ class Plan:
         graph: a verified graph.
         forks: the streams of each Fork, by its id and in order.
         shared: generations whose result another one takes: their names by id.
+        written: the texts as their author wrote them, before any pass put some together.
     """
 
     graph: Graph
     forks: Mapping[int, tuple[GraphStream, ...]]
     shared: Mapping[int, str]
+    written: tuple[GraphNode, ...]
 
     @classmethod
-    def of(cls, graph: Graph) -> Plan:
-        """Read the graph once."""
+    def of(cls, graph: Graph, traced: Graph) -> Plan:
+        """Read the graph once, and the one that it was made of."""
         forks: dict[int, list[GraphStream]] = {node.id: [] for node in graph.nodes if isinstance(node.op, Fork)}
         for node in graph.nodes:
             if isinstance(node.op, GetForkItem):
                 forks[node.op.fork].append(graph.streams[node.stream])
         originals = {node.same_as for node in graph.nodes}
         shared = {node.id: node.op.name or "" for node in graph.nodes if node.id in originals and isinstance(node.op, Gen)}
-        return cls(graph, {fork: tuple(streams) for fork, streams in forks.items()}, shared)
+        written = tuple(node for node in traced.nodes if isinstance(node.op, ConstantText))
+        return cls(graph, {fork: tuple(streams) for fork, streams in forks.items()}, shared, written)
 
 
 class GraphRun:
@@ -105,6 +108,8 @@ class GraphRun:
 
     def start(self) -> None:
         """Submit every node; never blocks."""
+        for node in self._plan.written:
+            self._warn(node)
         for order, node in enumerate(self._plan.graph.nodes):
             self._submit(order, node)
         self._body.begin()
@@ -140,11 +145,10 @@ class GraphRun:
                 self._submit_call(order, node, call)
             case SetVar(name=name, value=value):
                 self._streams[node.stream].define(self._tree(name, value))
-            case Gen() if node.same_as is not None:
+            case Gen() as gen if node.same_as is not None and self._run.is_greedy(gen.options):
                 twin = self._values[NodeValue(node.same_as, self._plan.shared[node.same_as])]
                 self._submit_to_stream(order, node, twin)
             case _:
-                self._warn(node)
                 self._submit_to_stream(order, node, None)
 
     def _submit_to_stream(self, order: int, node: GraphNode, awaits: VariableFuture | None) -> None:
@@ -175,7 +179,8 @@ class GraphRun:
             stream.close()
         self._body.add(order, joined)
         bring_back = partial(_bring_back, streams, join, gathered, joined)
-        when_all(iter([stream.barrier() for stream in streams]), bring_back)
+        made = [stream.find(name) for stream in streams for name in stream.defined]  # some are set to values to come
+        when_all(iter([*(stream.barrier() for stream in streams), *(one for one in made if one is not None)]), bring_back)
 
     def _submit_call(self, order: int, node: GraphNode, call: Call) -> None:
         future = VariableFuture("")

@@ -17,13 +17,13 @@ from sgl_core.backend import Backend
 from sgl_core.errors import InvalidArgumentError, ProgramError, TraceError
 from sgl_core.language.batch import BatchItem, Outcomes, ThreadPool, arun_batch, run_batch
 from sgl_core.language.bodies import arun_body, in_thread, run_body, start_body
-from sgl_core.language.compiled import CompiledFunction, CompileOptions, constant_beginning, interpreted_report
+from sgl_core.language.compiled import CompiledFunction, CompileOptions, constant_beginning
 from sgl_core.language.defaults import checked_backend, get_default_backend
-from sgl_core.language.explain import render
+from sgl_core.language.explain import CompileReport, render
 from sgl_core.language.graph import Graph
+from sgl_core.language.ir import Expr
 from sgl_core.language.proposers import Proposer
 from sgl_core.language.recent import Recent, static_key
-from sgl_core.language.ir import Expr
 from sgl_core.language.run import CURRENT_STATE, PROGRAM_OPTIONS, RUN_OPTIONS, ProgramRun, check_seed
 from sgl_core.language.sampling import sampling_options
 from sgl_core.language.signature import Signature
@@ -245,7 +245,7 @@ class SglFunction:
         try:
             return self.compile().explain()
         except TraceError as error:
-            return render(interpreted_report(self.name, error))
+            return render(CompileReport.interpreted(self.name, error))
 
     def cache(self, backend: Backend | None = None, *, static: Mapping[str, Any] | None = None) -> int:
         """Have the backend compute now what every run begins with, and wait for it.

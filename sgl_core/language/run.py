@@ -107,6 +107,10 @@ class ProgramRun:
         # The length keeps paths apart: generation 2 of stream (1,) is not generation 1 of stream (1, 2).
         return combined_params(self._defaults, options, derived_seed(self.seed, len(path), *path, index))
 
+    def is_greedy(self, options: Mapping[str, Any]) -> bool:
+        """Whether a gen with these options is greedy in this run."""
+        return bool(options.get("temperature", self._defaults.get("temperature")) == 0)
+
     def stopped_before(self, order: int) -> BaseException | None:
         """The error that ended a compiled body before it came to its node number ``order``, if one did."""
         if self._stop is None or order <= self._stop[0]:

@@ -232,7 +232,7 @@ class ProgramState:
         The error then counts as read.
         """
         self.sync()
-        error = self.stream.error or (self.run.body_error if self._is_outside else None)
+        error = (self.run.body_error if self._is_outside else None) or self.stream.error
         if error is not None:
             self.run.mark_seen(error)
         return error

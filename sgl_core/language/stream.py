@@ -462,7 +462,7 @@ class StreamExecutor:
                 text = text_of(pieces_since(position.trail, self._scopes[name].pop()))
                 step.defines.resolve(text, text)
             case Fork():
-                self._publish(step)
+                return self._publish(step)
             case Gen() as node if step.defines is not None:
                 return self._generate(step, node, step.defines)
             case Select() as node if step.defines is not None:
@@ -490,17 +490,25 @@ class StreamExecutor:
                 listener.put(text)
         self._position = position
 
-    def _publish(self, step: _Step) -> None:
-        """Let the children begin; first compute what they share, if the graph says so and the backend would not by itself."""
+    def _publish(self, step: _Step) -> bool:
+        """Let the children begin; whether what they share is computed first, as the graph says and the backend would not."""
         self._position.ids.flat()  # once here instead of once in every child
         committed = None
         if step.traced is not None and step.traced.commit and not self.run.backend.capabilities.shares_in_flight:
             committed = self._prefetch(1, when_idle=False)
-        begin = partial(_begin_all, step.children, self._position, self._requested_len, self._authored_len)
         if committed is None:
-            begin()
-        else:
-            committed.add_done_callback(partial(post, begin))
+            self._begin_children(step)
+            return False
+        committed.add_done_callback(partial(post, partial(self._committed, step)))
+        return True
+
+    def _committed(self, step: _Step) -> None:
+        self._begin_children(step)
+        self._pump()
+
+    def _begin_children(self, step: _Step) -> None:
+        for child in step.children:
+            child.begin(self._position, self._requested_len, self._authored_len)
 
     def _prefetch(self, min_tokens: int, *, when_idle: bool) -> Handle[PrefetchResult] | None:
         """Ask for the text so far to be computed; a refusal changes nothing."""
@@ -514,7 +522,8 @@ class StreamExecutor:
             handle = self.run.backend.prefetch(request)
         except SglError:  # the request that needs it says what is wrong
             return None
-        self._requested_len = len(ids)
+        if not when_idle:
+            self._requested_len = len(ids)
         return handle
 
     def _generate(self, step: _Step, node: Gen, future: VariableFuture) -> bool:
@@ -556,11 +565,6 @@ class StreamExecutor:
             self._error = error
             _skip(step, error)
         self._pump()
-
-
-def _begin_all(children: tuple[StreamExecutor, ...], position: Position, requested_len: int, authored_len: int | None) -> None:
-    for child in children:
-        child.begin(position, requested_len, authored_len)
 
 
 def _skip(step: _Step, error: BaseException) -> None:

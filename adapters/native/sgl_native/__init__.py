@@ -42,8 +42,10 @@ from sgl_core.errors import (
     VerificationError,
 )
 from sgl_core.language import (
+    CompiledFunction,
     Expr,
     ForkGroup,
+    Graph,
     ProgramState,
     SglFunction,
     assistant,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sgl_core.language import SglFunction
-from sgl_core.testing.programs.observing import Mode, Prepare, difference, observe
+from sgl_core.testing.programs.observing import Mode, Prepare, difference, itself, observe
 from sgl_core.testing.programs.shrinking import report, shrunk
 from sgl_core.testing.programs.tree import Kind, Program
 
@@ -14,7 +14,10 @@ __all__ = ["compiled", "explained", "fault"]
 _ACCEPTED: Final = "it looks at a value that is not there before it runs, and was compiled all the same: "
 _SENSELESS: Final = tuple(
     f"<{kind}"
-    for kind in ("NameError", "UnboundLocalError", "VariableNotFoundError", "StreamClosedError", "ProgramError", "TypeError")
+    for kind in (
+        *("NameError", "UnboundLocalError", "VariableNotFoundError", "StreamClosedError"),
+        *("ProgramError", "TypeError", "TraceError"),
+    )
 )
 """Errors of a program that lost the statements which others need."""
 
@@ -28,15 +31,17 @@ def fault(program: Program, prepare: Prepare = compiled, mode: Mode = Mode.RUN) 
     """What is wrong with the program compiled; empty if nothing is.
 
     A BRANCHING program has to be refused, any other has to do what it does interpreted. A mistake shows as soon as a program
-    is compiled, so there is no run whose text could be watched: such a program is run by the plain door instead.
+    is compiled: there is no run then whose text could be watched, or that could warn of something before.
 
     Args:
         program: see ``Program``.
         prepare: how it is compiled.
         mode: the door that it is run by, compiled and interpreted.
     """
-    if program.kind is Kind.MISTAKEN and mode is Mode.STREAM:
-        mode = Mode.RUN
+    if program.kind is Kind.MISTAKEN:
+        door = Mode.RUN if mode is Mode.STREAM else mode
+        interpreted, got = ({"runs": observe(program, how, door)["runs"]} for how in (itself, prepare))
+        return difference(interpreted, got)
     if program.kind is Kind.BRANCHING:
         runs = observe(program, prepare, mode)["runs"]
         accepted = [run for run in runs if not (isinstance(run, str) and run.startswith("<TraceError"))]

@@ -69,7 +69,8 @@ class ExpressionWriter:
         found = [entry for entry in self.readable() if not wanted or entry[1].holds in wanted]
         if not found or self.random.random() < 0.1:
             return Draft(repr(self.random.choice(_WORDS))), FIXED_TEXT
-        code, shape, tags = self.random.choice(found)
+        items = [entry for entry in found if "item of a joined list" in entry[2]]
+        code, shape, tags = self.random.choice(items if items and self.random.random() < 0.25 else found)
         return Draft(code, {"reads a value", *tags}, uses_values=True), shape
 
     def host_call(self) -> Draft:

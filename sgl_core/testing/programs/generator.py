@@ -53,7 +53,8 @@ FEATURES: Final = (
 )
 """What programs exercise, by the names that statements are tagged with."""
 
-_PARAMETERS: Final = ("topic", 'style="plain"', "note=None", "is_short=False")
+_PARAMETERS: Final = ("topic", 'style="plain"')
+_OPTIONAL: Final = ("note=None", "is_short=False")
 _TOPICS: Final = ("cats", "the sea", "a b", "Zürich", "two words ")
 _MOST_DEPTH: Final = 2
 
@@ -78,21 +79,21 @@ def generate(seed: int, kind: Kind | None = None) -> Program:
         seed=seed,
         kind=kind,
         functions=(*(helper.function for helper in helpers), main),
-        argument_sets=tuple(_arguments(random) for _ in range(random.choice((1, 1, 1, 2)))),
+        argument_sets=tuple(_arguments(random, has_optional=writer.has_optional) for _ in range(random.choice((1, 1, 1, 2)))),
         options=_options(random),
-        world=World(random.choice((0, 8, 25)), random.choice((0, 4))) if has_failures else World(),
+        world=World(random.choice((0, 6, 15)), random.choice((0, 4))) if has_failures else World(),
         may_fail=has_failures,
         looks_at=writer.looks_at,
     )
 
 
-def _arguments(random: Random) -> dict[str, Any]:
+def _arguments(random: Random, *, has_optional: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {"topic": random.choice(_TOPICS)}
     if random.random() < 0.4:
         arguments["style"] = random.choice(("terse", " florid"))
-    if random.random() < 0.4:
+    if has_optional and random.random() < 0.6:
         arguments["note"] = random.choice((None, "mind the gap"))
-    if random.random() < 0.3:
+    if has_optional and random.random() < 0.6:
         arguments["is_short"] = random.random() < 0.5
     return arguments
 
@@ -123,7 +124,8 @@ class _FunctionWriter(ExpressionWriter):
         self.name = name
         self.helpers = tuple(helpers)
         self.looks_at: str | None = None
-        self.left = random.randint(4, 9) if name == "main" else random.randint(2, 4)
+        self.has_optional = False
+        self.left = random.randint(3, 7) if name == "main" else random.randint(1, 3)
         self._num_names = 0
         self._depth = 0
         self.root = StreamFacts("s")
@@ -143,7 +145,7 @@ class _FunctionWriter(ExpressionWriter):
             body.append(statement)
         if self.random.random() < 0.4:
             body.append(self._return())
-        return Function("main", _PARAMETERS, tuple(body))
+        return Function("main", _PARAMETERS + _OPTIONAL * self.has_optional, tuple(body))
 
     def helper(self) -> _Helper:
         """A function for others to call, inline or as a stream of its own."""
@@ -183,7 +185,7 @@ class _FunctionWriter(ExpressionWriter):
             (4.0 * (not free and not stream.is_held), self._end_turn),
             (1.5 * (free and deep), self._turn_block),
             (2.0 * deep, self._scope),
-            ((9.0 if self._depth else 4.0) * deep, self._fork),
+            ((12.0 if self._depth else 4.0) * deep, self._fork),
             (1.5 * deep, self._copy),
             (1.5, self._set_var),
             (1.5, self._local),
@@ -296,6 +298,7 @@ class _FunctionWriter(ExpressionWriter):
         """Two ways by an argument that is None, True or False; what they define is the same."""
         if self.name != "main":
             return self._text_statement(stream)
+        self.has_optional = True
         if self.random.random() < 0.5:
             tests, part = ("if note is not None:", "if note is None:"), Draft("note", {"argument"}, uses_values=True)
         else:
@@ -309,7 +312,7 @@ class _FunctionWriter(ExpressionWriter):
 
     # ---- streams -----------------------------------------------------------------------------------------------------
     def _fork(self, stream: StreamFacts) -> list[Statement]:
-        group, number = self._new_name("forks"), self.random.randint(2, 4)
+        group, number = self._new_name("forks"), self.random.choice((2, 2, 3, 4))
         features = {"fork"}
         if stream.open_role is not None:
             features.add("role open across a fork")
@@ -370,6 +373,16 @@ class _FunctionWriter(ExpressionWriter):
     def _join(self, group: str, parent: StreamFacts, children: list[StreamFacts]) -> list[Statement]:
         for child in children:
             child.is_writable = False
+        return [*self._look(children), *self._join_statement(group, parent, children)]
+
+    def _look(self, children: list[StreamFacts]) -> list[Statement]:
+        """Read something of a fork and do nothing with it: what matters is only whether it failed."""
+        made = [f'{child.code}["{name}"]' for child in children for name in child.defined]
+        if not made or self.random.random() < 0.7:
+            return []
+        return [Statement(self.random.choice(made), features=frozenset({"reads another stream", "reads a value"}))]
+
+    def _join_statement(self, group: str, parent: StreamFacts, children: list[StreamFacts]) -> list[Statement]:
         keeps = self.random.random() < 0.25
         errors = ', errors="keep"' if keeps else ""
         features = {"join keeps errors"} if keeps else set()

@@ -23,7 +23,7 @@ from sgl_core.testing.fake_backend import FakeBackend
 from sgl_core.testing.programs.tree import Program, World, function_of
 from sgl_core.types import GenRequest, SamplingParams
 
-__all__ = ["Mode", "Observation", "PlannedFailure", "ProgramBackend", "difference", "observe", "observed_runs"]
+__all__ = ["Mode", "Observation", "PlannedFailure", "ProgramBackend", "difference", "itself", "observe", "observed_runs"]
 
 Observation = Mapping[str, Any]
 """Plain values, made for ``==`` and for printing."""
@@ -112,14 +112,15 @@ def _digest(ids: tuple[int, ...], seed: int | None) -> bytes:
     return hashlib.blake2b(f"{ids};{seed}".encode(), digest_size=12).digest()
 
 
-def _itself(function: SglFunction) -> SglFunction:
+def itself(function: SglFunction) -> SglFunction:
+    """Interpreted."""
     return function
 
 
-def observe(program: Program, prepare: Prepare = _itself, mode: Mode = Mode.RUN, *, with_requests: bool = False) -> Observation:
-    """Run a program once for each of its argument sets and say what is to be seen, warnings included.
+def observe(program: Program, prepare: Prepare = itself, mode: Mode = Mode.RUN, *, with_requests: bool = False) -> Observation:
+    """Run a program once for each of its argument sets and say what is to be seen, warnings included unless a run fails.
 
-    Warnings are caught for the whole process, so only one thread may do this at a time.
+    How much of a program that fails has warned before is nobody's promise. Warnings are caught for the whole process, so only one thread may do this at a time.
 
     Args:
         program: what to run; its source is executed anew.
@@ -132,11 +133,13 @@ def observe(program: Program, prepare: Prepare = _itself, mode: Mode = Mode.RUN,
         warnings.simplefilter("always")
         runs = observed_runs(program, prepare, mode, requests)
     warned = sorted(_CUT_VARIABLE.sub("a variable ended", f"{one.category.__name__}: {one.message}") for one in caught)
+    if any(isinstance(run, str) for run in runs):
+        warned = []
     return {"runs": runs, "warnings": warned, **({"requests": sorted(requests)} if with_requests else {})}
 
 
 def observed_runs(
-    program: Program, prepare: Prepare = _itself, mode: Mode = Mode.RUN, requests: list[str] | None = None
+    program: Program, prepare: Prepare = itself, mode: Mode = Mode.RUN, requests: list[str] | None = None
 ) -> list[Any]:
     """Like ``observe``, one entry for each argument set, without warnings; any thread may do this.
 
@@ -162,13 +165,16 @@ def _run(runnable: Runnable, program: Program, backend: FakeBackend) -> list[Any
 
 
 def _run_streaming(runnable: Runnable, program: Program, backend: FakeBackend) -> list[Any]:
-    """Seen from outside while it runs: all text as it comes, then every variable by itself."""
+    """Seen from outside while it runs: all text as it comes, then the rest.
+
+    Of a run that fails only the error is told: how far its streams had got by then is nobody's promise.
+    """
     seen = []
     for arguments in program.argument_sets:
         state = runnable.run(**arguments, **program.options, backend=backend, stream=True)
         streamed = _or_error(partial(_streamed, state))
         error = state.error()
-        seen.append({"streamed": streamed, "error": None if error is None else _error(error), **_state(state)})
+        seen.append({"streamed": streamed, **_state(state)} if error is None else _error(error))
     return seen
 
 
