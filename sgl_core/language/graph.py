@@ -258,10 +258,10 @@ _LEAF_VALUES = (ArgumentValue, NodeValue, JoinedValue)
 
 def leaves(tree: Any) -> Iterator[Any]:
     """The leaves of lists, tuples and dict values, nested as they may be; anything else is a leaf."""
-    if isinstance(tree, list | tuple):
+    if _is_sequence(tree):
         for item in tree:
             yield from leaves(item)
-    elif isinstance(tree, dict):
+    elif type(tree) is dict:
         for item in tree.values():
             yield from leaves(item)
     else:
@@ -270,13 +270,17 @@ def leaves(tree: Any) -> Iterator[Any]:
 
 def map_leaves(fn: Callable[[Any], Any], tree: Any) -> Any:
     """The same tree with ``fn(leaf)`` in place of every leaf; a named tuple stays one."""
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_leaves(fn, item) for item in tree))
-    if isinstance(tree, list | tuple):
-        return type(tree)([map_leaves(fn, item) for item in tree])
-    if isinstance(tree, dict):
+    if _is_sequence(tree):
+        items = [map_leaves(fn, item) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if type(tree) is dict:
         return {key: map_leaves(fn, item) for key, item in tree.items()}
     return fn(tree)
+
+
+def _is_sequence(tree: Any) -> bool:
+    """A list, a tuple or a named tuple; other kinds of them cannot be made again from their items."""
+    return type(tree) in (list, tuple) or (isinstance(tree, tuple) and hasattr(tree, "_fields"))
 
 
 def sources_of(op: Expr) -> tuple[Value, ...]:

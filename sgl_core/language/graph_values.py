@@ -14,6 +14,7 @@ import base64
 import binascii
 import builtins
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from types import BuiltinFunctionType, MappingProxyType
 from typing import Any, Final
@@ -63,6 +64,7 @@ _STR_METHODS: Final = frozenset(
 _TABLE: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
     {f"builtins:{name}": getattr(builtins, name) for name in _BUILTINS}
     | {f"builtins:str.{name}": getattr(str, name) for name in _STR_METHODS}
+    | {"_operator:add": operator.add}  # text + value, handed to host code or set as a variable
 )
 
 

@@ -28,6 +28,7 @@ from sgl_core.language.run import CURRENT_STATE, PROGRAM_OPTIONS, RUN_OPTIONS, P
 from sgl_core.language.sampling import sampling_options
 from sgl_core.language.signature import Signature
 from sgl_core.language.state import ProgramState
+from sgl_core.language.traced_state import TracedState
 from sgl_core.language.tracer import trace
 from sgl_core.types import PrefetchRequest
 
@@ -308,6 +309,9 @@ class SglFunction:
     # ---- for this package --------------------------------------------------------------------------------------------
     def open(self, options: dict[str, Any]) -> ProgramState:
         """The state of a new run with these options, which ``Signature.split`` has let through."""
+        current = CURRENT_STATE.get()
+        if isinstance(current, TracedState):
+            current.refuse_run(self.name)
         given = options.pop("backend", None)
         backend = get_default_backend() if given is None else checked_backend(given)
         run_options = {name: options.pop(name) for name in PROGRAM_OPTIONS & options.keys()}

@@ -12,10 +12,9 @@ graph (``submit_traced``); what happens to a node is the same.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from sgl_core.backend import Handle
@@ -39,20 +38,19 @@ from sgl_core.language.ir import (
     Select,
     Variable,
 )
+from sgl_core.language.listening import Listeners, Put
 from sgl_core.language.places import at_user_line
 from sgl_core.language.position import Piece, Position, Trail, pieces_since, text_of
 from sgl_core.language.reasoning import reasoning_name
 from sgl_core.language.requests import refuse_image
 from sgl_core.language.turns import role_after
-from sgl_core.language.variables import VariableFuture
+from sgl_core.language.variables import VariableFuture, VariableTable
 from sgl_core.types import Hints, PrefetchRequest, PrefetchResult
 
 if TYPE_CHECKING:
     from sgl_core.language.run import ProgramRun
 
 __all__ = ["StreamExecutor"]
-
-Put = Callable[[str | None], None]
 
 _UNORDERED: Final = -1
 _PREFETCH_DEADLINE_S: Final = 60.0
@@ -84,31 +82,21 @@ class _Step:
     keeps_result: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Listener:
-    """Somebody who wants the stream's text as it comes; ``is_live``: until the program's body has ended."""
-
-    put: Put
-    is_live: bool
-
-
 class StreamExecutor:
     """Runs nodes in order.
 
     Args:
         run: the program run it belongs to.
         path: fork and call indices from the root; makes seeds.
-        variables: what the parent had defined; never changed.
+        variables: what the parent had defined.
         open_role: the turn that is open at its start.
         siblings: forks that start after it.
     """
 
     __slots__ = (
         "_authored_len",
-        "_defined",
         "_error",
         "_fork_len",
-        "_has_variables",
         "_head",
         "_in_flight",
         "_is_busy",
@@ -135,16 +123,14 @@ class StreamExecutor:
         run: ProgramRun,
         path: tuple[int, ...],
         *,
-        variables: Mapping[str, VariableFuture] = MappingProxyType({}),
+        variables: VariableTable | None = None,
         open_role: str | None = None,
         siblings: int = 0,
     ) -> None:
         """Wait for ``begin``; nodes may be submitted before."""
         self.run = run
         self.path = path
-        self._variables = variables
-        self._has_variables = False  # a table of its own; until it defines something it uses its parent's
-        self._defined: dict[str, None] | None = None
+        self._variables = VariableTable(variables)
         self._open_role = open_role
         self._siblings = siblings
         self._lock = threading.Lock()
@@ -164,7 +150,7 @@ class StreamExecutor:
         self._scopes: dict[str, list[Trail | None]] | None = None
         self._in_flight: Pending | None = None
         self._num_awaited = 0
-        self._listeners: list[_Listener] | None = None
+        self._listeners: Listeners | None = None
         run.register(self)
 
     # ---- for the program: any thread ---------------------------------------------------------------------------------
@@ -181,7 +167,7 @@ class StreamExecutor:
     @property
     def defined(self) -> tuple[str, ...]:
         """Names that this stream itself has set, in order; automatic ones left out."""
-        return tuple(self._defined or ())
+        return self._variables.own_names()
 
     def own_pieces(self) -> list[Piece]:
         """What was appended since it began."""
@@ -189,12 +175,12 @@ class StreamExecutor:
 
     def find(self, name: str) -> VariableFuture | None:
         """The newest definition of a variable, its own or inherited."""
-        return self._variables.get(name)
+        return self._variables.find(name)
 
     def variables(self) -> dict[str, VariableFuture]:
         """All variables that have a name, by name."""
         with self._lock:
-            return {name: future for name, future in self._variables.items() if not future.is_automatic}
+            return self._variables.named()
 
     def define(self, future: VariableFuture) -> None:
         """Set a variable now.
@@ -204,7 +190,7 @@ class StreamExecutor:
         """
         with self._lock:
             self._check_open()
-            self._define(future)
+            self._variables.define(future)
         self.run.announce()
 
     def submit(self, nodes: Iterable[Expr]) -> None:
@@ -245,10 +231,11 @@ class StreamExecutor:
             self._open_role = role_after(self._open_role, (op,))
             defines = reasoning = None
             if isinstance(op, Gen | Select):
-                defines = self._define(VariableFuture(op.name or "", is_automatic=node.is_automatic))
+                self._num_generations = node.index + 1
+                defines = self._variables.define(VariableFuture(op.name or "", is_automatic=node.is_automatic))
                 reasoning = self._define_reasoning(op, defines)
             elif isinstance(op, ScopeEnd):
-                defines = self._define(VariableFuture(op.name))
+                defines = self._variables.define(VariableFuture(op.name))
             step = _Step(
                 op,
                 node.index,
@@ -305,7 +292,7 @@ class StreamExecutor:
 
     def listen(self, put: Put, *, is_live: bool) -> None:
         """Call ``put`` with the stream's text from its beginning, and with None when it has nothing more to do."""
-        post(lambda: self._attach(_Listener(put, is_live)))
+        post(lambda: self._attach(put, is_live=is_live))
 
     # ---- queueing: under the lock ------------------------------------------------------------------------------------
     def _check_open(self) -> None:
@@ -323,32 +310,20 @@ class StreamExecutor:
             case Gen(name=name) | Select(name=name):
                 index = self._num_generations
                 self._num_generations += 1
-                future = self._define(VariableFuture(name or f"_unnamed_{index}", is_automatic=name is None))
+                future = self._variables.define(VariableFuture(name or f"_unnamed_{index}", is_automatic=name is None))
                 return _Step(node, index, defines=future, reasoning=self._define_reasoning(node, future))
             case ScopeEnd(name=name):
-                return _Step(node, defines=self._define(VariableFuture(name)))
+                return _Step(node, defines=self._variables.define(VariableFuture(name)))
             case _:
                 return _Step(node)
-
-    def _define(self, future: VariableFuture) -> VariableFuture:
-        if not self._has_variables:
-            self._variables = dict(self._variables)
-            self._has_variables = True
-        assert isinstance(self._variables, dict)
-        self._variables[future.name] = future
-        if not future.is_automatic:
-            self._defined = self._defined or {}
-            self._defined[future.name] = None
-        return future
 
     def _define_reasoning(self, node: Gen | Select, future: VariableFuture) -> VariableFuture | None:
         if isinstance(node, Select) or node.reasoning is None:
             return None
-        return self._define(VariableFuture(reasoning_name(future.name)))
+        return self._variables.define(VariableFuture(reasoning_name(future.name)))
 
     def _children(self, paths: list[tuple[int, ...]]) -> tuple[StreamExecutor, ...]:
         self._num_children += len(paths)
-        self._has_variables = False  # the table is the children's, too, from now on
         last = len(paths) - 1
         return tuple(
             StreamExecutor(self.run, path, variables=self._variables, open_role=self._open_role, siblings=last - i)
@@ -389,16 +364,12 @@ class StreamExecutor:
         with self._lock:
             if self._is_busy:
                 return
-        ended = [listener for listener in self._listeners if not listener.is_live or self.run.body_done.is_set()]
-        self._listeners = [listener for listener in self._listeners if listener not in ended]
-        for listener in ended:
-            listener.put(None)
+        self._listeners.settle(is_body_done=self.run.body_done.is_set())
 
-    def _attach(self, listener: _Listener) -> None:
-        listener.put(text_of(pieces_since(self._position.trail)))
-        if self._in_flight is not None:
-            self._in_flight.future.listen(_without_end(listener.put))
-        self._listeners = [*(self._listeners or ()), listener]
+    def _attach(self, put: Put, *, is_live: bool) -> None:
+        self._listeners = self._listeners or Listeners()
+        generating = None if self._in_flight is None else self._in_flight.future
+        self._listeners.add(put, is_live=is_live, text=text_of(pieces_since(self._position.trail)), generating=generating)
         self.settle_listeners()
 
     def _pump(self) -> None:
@@ -484,10 +455,9 @@ class StreamExecutor:
         return False
 
     def _move(self, position: Position) -> None:
-        if self._listeners:
+        if self._listeners is not None:
             text = text_of(pieces_since(position.trail, self._position.trail))
-            for listener in self._listeners:
-                listener.put(text)
+            self._listeners.put(text)
         self._position = position
 
     def _publish(self, step: _Step) -> bool:
@@ -543,8 +513,8 @@ class StreamExecutor:
         return Hints(self.run.program_id, siblings, shared_len, last_use, self._authored_len if last_use else 0)
 
     def _await(self, step: _Step, pending: Pending) -> None:
-        for listener in self._listeners or ():
-            pending.future.listen(_without_end(listener.put))
+        if self._listeners is not None:
+            self._listeners.follow(pending.future)
         self._in_flight = pending
         self._num_awaited = len(pending.handles)
         for handle in pending.handles:
@@ -578,13 +548,3 @@ def _skip(step: _Step, error: BaseException) -> None:
             future.resolve(None, "")
         else:
             future.fail(error)
-
-
-def _without_end(put: Put) -> Put:
-    """Pass on text and keep the end of a variable from looking like the end of the stream."""
-
-    def put_text(text: str | None) -> None:
-        if text is not None:
-            put(text)
-
-    return put_text

@@ -225,6 +225,13 @@ class TracedState(ProgramState):
     def _check_name(self, name: object) -> None:
         self._stream.check_constant(name, "s as the name of a variable")
 
+    def refuse_run(self, program: str) -> NoReturn:
+        """A whole program is started inside the body, which would run it once, while it is traced."""
+        raise self._stream.recorder.refusals.refuse(
+            f"{program} is started inside a program that is being compiled",
+            f"Write sgl.call({program}.run, ...) to start it in every run, or {program}(...) to make it part of this program.",
+        )
+
     def _refused(self, method: str) -> BaseException:
         return self._stream.recorder.refusals.refuse(
             f"s.{method} is asked for inside a program that is being compiled, which has not run",

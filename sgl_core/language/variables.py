@@ -17,9 +17,11 @@ from typing import Any
 from sgl_core.backend import Handle
 from sgl_core.types import GenDelta, GenResult
 
-__all__ = ["VariableFuture"]
+__all__ = ["VariableFuture", "VariableTable"]
 
 _NO_META: Mapping[str, Any] = MappingProxyType({})
+
+_NO_VARIABLES: dict[str, Any] = {}  # never changed: whoever begins with it shares it
 
 Put = Callable[[str | None], None]
 
@@ -155,6 +157,50 @@ class VariableFuture:
             tap.end(self.text)
         for fn in callbacks:
             fn()
+
+
+class VariableTable:
+    """The variables of a stream by name: those that it began with, shared with its siblings, and its own.
+
+    ``define`` is for the stream, under its lock; a table that others began with is copied before it changes.
+
+    Args:
+        base: of the parent, as it is now.
+    """
+
+    __slots__ = ("_is_shared", "_own", "_variables")
+
+    def __init__(self, base: VariableTable | None = None) -> None:
+        """Share the parent's table."""
+        self._variables: dict[str, VariableFuture] = _NO_VARIABLES if base is None else base._variables
+        self._is_shared = True
+        self._own: dict[str, None] | None = None
+        if base is not None:
+            base._is_shared = True
+
+    def find(self, name: str) -> VariableFuture | None:
+        """The newest definition of a name."""
+        return self._variables.get(name)
+
+    def named(self) -> dict[str, VariableFuture]:
+        """All that have a name."""
+        return {name: future for name, future in self._variables.items() if not future.is_automatic}
+
+    def own_names(self) -> tuple[str, ...]:
+        """Names that the stream itself has defined, in order; automatic ones left out."""
+        return tuple(self._own or ())
+
+    def define(self, future: VariableFuture) -> VariableFuture:
+        """Set a variable."""
+        if self._is_shared:
+            self._variables = dict(self._variables)
+            self._is_shared = False
+        self._variables[future.name] = future
+        if not future.is_automatic:
+            if self._own is None:
+                self._own = {}
+            self._own[future.name] = None
+        return future
 
 
 class _Tap:

@@ -299,3 +299,17 @@ def test_equal_greedy_gens_are_asked_for_once_and_sampled_ones_each(backend):
 
 def test_a_graph_prints_as_a_listing():
     assert "= Fork(" in str(judge.compile(static=DIMENSIONS).graph)
+
+
+def test_a_program_started_inside_a_body_is_not_run_by_compiling_it(backend):
+    @sgl.function
+    def other(s):
+        s += "a" + sgl.gen("x", max_tokens=2)
+
+    @sgl.function
+    def body(s):
+        s += other.run(backend=backend)["x"]
+
+    with pytest.raises(TraceError, match=r"other is started inside .*sgl\.call\(other\.run"):
+        body.compile()
+    assert backend.requests == []

@@ -66,7 +66,15 @@ class ExpressionWriter:
 
     def value(self, *wanted: Holds) -> tuple[Draft, Shape]:
         """A value of one of these kinds, or of any; a constant where nothing fits."""
-        found = [entry for entry in self.readable() if not wanted or entry[1].holds in wanted]
+        return self._chosen([entry for entry in self.readable() if not wanted or entry[1].holds in wanted])
+
+    def uncertain_value(self) -> Draft:
+        """A value of which only a running program knows whether it is text."""
+        kinds = (Holds.TEXT, Holds.NUMBER, Holds.UNCERTAIN)
+        entries = [entry for entry in self.readable() if entry[1].is_made_at_run_time and entry[1].holds in kinds]
+        return self._chosen(entries)[0]
+
+    def _chosen(self, found: list[tuple[str, Shape, set[str]]]) -> tuple[Draft, Shape]:
         if not found or self.random.random() < 0.1:
             return Draft(repr(self.random.choice(_WORDS))), FIXED_TEXT
         items = [entry for entry in found if "item of a joined list" in entry[2]]

@@ -37,9 +37,9 @@ class Shape:
 
 TEXT = Shape(Holds.TEXT, True)
 FIXED_TEXT = Shape(Holds.TEXT)
-NUMBER = Shape(Holds.NUMBER)
+NUMBER = Shape(Holds.NUMBER, True)
 ABSENT = Shape(Holds.ABSENT)
-UNCERTAIN = Shape(Holds.UNCERTAIN)
+UNCERTAIN = Shape(Holds.UNCERTAIN, True)
 
 
 @dataclass(slots=True, eq=False)

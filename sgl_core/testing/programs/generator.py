@@ -223,8 +223,8 @@ class _FunctionWriter(ExpressionWriter):
         return Statement(code or f"{stream.code} += {draft.code}", features=frozenset(features))
 
     def _text_statement(self, stream: StreamFacts) -> list[Statement]:
-        if self.has_failures and self.random.random() < 0.05:  # whatever it holds: None and numbers are refused
-            return [self._append(stream, self.value(Holds.TEXT, Holds.NUMBER, Holds.ABSENT, Holds.UNCERTAIN)[0])]
+        if self.has_failures and self.random.random() < 0.05:  # what turns out to be no text is refused then
+            return [self._append(stream, self.uncertain_value())]
         if self.has_failures and self.random.random() < 0.04:
             return [self._append(stream, Draft("sgl.gen(max_tokens=9000)", {"gen", "context too long"}))]
         return [self._append(stream, self.text())]
@@ -392,8 +392,18 @@ class _FunctionWriter(ExpressionWriter):
         for name, shape in gathered(children, keeps_errors=keeps).items():
             parent.define(name, shape)
         mode = 'mode="gather_variable", ' if self.random.random() < 0.2 else ""
+        items = [
+            f'{parent.code}["{name}"][{index}]'
+            for name in parent.defined
+            for index, item in enumerate(parent.defined[name].items)
+            if item.holds is Holds.TEXT
+        ]
         code = f"{group}.join({(mode + errors.removeprefix(', ')).removesuffix(', ')})"
-        return [Statement(code, features=frozenset({"join gathers", *features}))]
+        join = Statement(code, features=frozenset({"join gathers", *features}))
+        if not items or self.random.random() < 0.75:
+            return [join]
+        item = Draft(self.random.choice(items), {"reads a value", "item of a joined list"}, uses_values=True)
+        return [join, self._append(parent, joined([item, self.constant()]))]
 
     def _copy(self, stream: StreamFacts) -> list[Statement]:
         name = self._new_name("copy")
