@@ -121,7 +121,7 @@ class IdlePrefetches:
             self._let_go(prefetch)
 
     def drop(self, request: Request) -> None:
-        """One ends because it is in the way, or nobody needs it any more."""
+        """One ends incomplete: memory is short, or its time is over."""
         self.num_dropped += 1
         self._let_go(self._waiting[request.id])
 
@@ -146,24 +146,26 @@ class IdlePrefetches:
         """A request was admitted, its cached prefix attached: count whom that makes useful or late.
 
         Returns:
-            Those that end, as the request computes the rest of their prefix itself.
+            Those that end, as the request computes what is missing of their prefix itself.
         """
-        late = []
+        over = []
         for prefetch in [*self._waiting.values(), *self._kept.values()] if request.use_tree else []:
             ids, is_waiting = prefetch.request.ids, prefetch.request.id in self._waiting
             if prefetch.request.namespace != request.namespace:
                 continue
             shared = min(common_prefix_len(ids, request.ids), request.cacheable_len)
-            used = min(shared, request.attached_len, prefetch.held_len)
+            held = prefetch.held_len
+            used = min(shared, request.attached_len, held)
             if not prefetch.is_useful and used > max(0, min(prefetch.found_len, len(ids) - 2)):
                 prefetch.is_useful = True
                 self.num_useful += 1
             if shared == len(ids):
                 self._let_go(prefetch)
                 if is_waiting:
-                    self.num_late += 1
-                    late.append(prefetch.request)
-        return late
+                    self.num_late += held < len(ids)
+                    prefetch.request.covered_len = max(prefetch.request.covered_len, held)
+                    over.append(prefetch.request)
+        return over
 
     # ---- a step ------------------------------------------------------------------------------------------------------
     def first(self) -> Request | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 
+import sgl_core.language as sgl
 from sgl_core.language import SglFunction
 from sgl_core.testing import FakeBackend
 from sgl_core.testing.programs import FEATURES, Kind, Mode, Program, difference, explained, fault, generate, observe
+from sgl_core.types import SamplingParams
 
 NUM_PROGRAMS = 2000
 NUM_CHUNKS = 8
@@ -83,7 +86,8 @@ def test_a_program_that_falls_back_does_the_same_and_says_so() -> None:
 def test_dropping_what_nobody_reads_changes_nothing_that_is_seen() -> None:
     for program in legal(range(300)):
         if not program.may_fail:
-            check(program, Mode.RUN, drop_unread=True)
+            dropping = observe(program, lambda function: function.compile(drop_unread=True))
+            assert not difference({"runs": observe(program)["runs"]}, {"runs": dropping["runs"]})
 
 
 def test_moving_nothing_changes_nothing() -> None:
@@ -115,3 +119,39 @@ def test_a_compiled_program_is_the_same_in_its_second_run() -> None:
 
     for program in legal(range(100)):
         assert observe(program, second)["runs"] == observe(program)["runs"]
+
+
+def test_a_fork_that_is_set_to_a_value_to_come_can_be_joined() -> None:
+    """No request of the fork itself says when that value is there."""
+
+    @sgl.function
+    def program(s):
+        s += "a"
+        slow = s.copy()
+        slow += sgl.gen("x")
+        forks = s.fork(2)
+        forks[0]["y"] = slow["x"]
+        forks.join()
+
+    def reply(ids: tuple[int, ...], params: SamplingParams) -> str:
+        begun.wait(60)
+        return "late"
+
+    begun = threading.Event()
+    with FakeBackend(reply) as backend:
+        state = program.compile().run(backend=backend, stream=True)
+        begun.set()
+        assert state["y"] == ["late", None]
+
+
+@pytest.mark.parametrize("prepare", [lambda function: function, lambda function: function.compile()])
+def test_a_streaming_run_tells_the_error_that_its_body_met_first(prepare: Callable[[SglFunction], Any]) -> None:
+    @sgl.function
+    def program(s):
+        s += "a"
+        sgl.call(int, "no number")
+        s += sgl.gen("x")
+
+    with FakeBackend(fail=lambda request: RuntimeError("the request fails, too")) as backend:
+        state = prepare(program).run(backend=backend, stream=True)
+        assert isinstance(state.error(), ValueError)

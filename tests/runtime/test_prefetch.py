@@ -198,6 +198,17 @@ def test_a_prefix_that_was_cached_already_is_useful_when_it_is_used_whole() -> N
     assert counted(sim) == (1, 0, 0)
 
 
+def test_one_whose_prefix_was_cached_whole_is_not_late_when_its_user_comes_at_once() -> None:
+    sim = Simulation(num_slots=1_000)
+    sim.submit([*PREFIX, 7], 2)
+    sim.drain()
+    request = prefetch(sim)
+    user = sim.submit([*PREFIX, 8], 2)
+    sim.drain()
+    assert (user.cached_len, request.covered_len, counted(sim)) == (100, 100, (1, 0, 0))
+    sim.assert_all_ended_well()
+
+
 def test_another_namespace_and_a_request_without_the_tree_use_nothing() -> None:
     sim = Simulation(num_slots=1_000)
     prefetch(sim)

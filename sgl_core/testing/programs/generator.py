@@ -331,7 +331,7 @@ class _FunctionWriter(ExpressionWriter):
         if self.random.random() < 0.75:
             statements += self._join(group, stream, children)
         else:
-            statements.append(Statement(f"{group}", features=frozenset({"stream nobody joins"})))
+            statements[0] = Statement(statements[0].code, features=frozenset({"stream nobody joins", *features}))
         return statements
 
     def _append_to_all(self, group: str, children: list[StreamFacts]) -> list[Statement]:
