@@ -2,27 +2,34 @@
 PYTHON ?= python3
 VENV := .venv
 SHARE ?= 1
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: bench check clean demo docs fmt help imports lint profile soak test types
+.PHONY: bench bench-language bench-prefetch check clean demo docs fmt help imports lint profile soak test types
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(READY)  ## judge an essay with and without the prefix cache, on the embedded model
 	@$(BIN)/python examples/essay_judge.py
 
-test: $(READY)  ## unit and integration tests
-	@$(BIN)/python -m pytest --durations=10
+test: $(READY)  ## unit and integration tests, in JOBS=2 processes
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=10
 
 soak: $(READY)  ## the long random runs, all seeds; SHARE=0.1 runs every tenth
 	@$(BIN)/python -m pytest -m soak --soak-share $(SHARE)
 
 bench: $(READY)  ## six workloads against transformers.generate, with ablations; half an hour, BENCH=--quick is a look
 	@$(BIN)/python benchmarks/bench_engine.py $(BENCH)
+
+bench-language: $(READY)  ## forks, batches and the compiler on a backend without a model; a few minutes
+	@$(BIN)/python benchmarks/bench_language.py $(BENCH)
+
+bench-prefetch: $(READY)  ## a prefix of 2,000 tokens, prefetched while another program runs; five minutes
+	@$(BIN)/python benchmarks/bench_prefetch.py $(BENCH)
 
 profile: $(READY)  ## where the time of a workload without sharing goes; PROFILE='--workload W1' is another one
 	@$(BIN)/python benchmarks/profile_engine.py $(PROFILE)

@@ -7,12 +7,12 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 # Before torch is imported, by whoever imports it first: tests share the machine. Light tests then need not import it at all.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 from sgl_core.config import EngineConfig, Environment
 from sgl_core.testing.tiny_models import build_tiny_model
@@ -55,6 +55,21 @@ def figure(pytestconfig: pytest.Config) -> Callable[[str, Mapping[str, int]], No
         figures.setdefault(name, Counter()).update(counts)
 
     return add
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker process hands its figures to the one that reports."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = {name: dict(counts) for name, counts in session.config.stash.get(_FIGURES, {}).items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take a worker's figures."""
+    figures = node.config.stash.setdefault(_FIGURES, {})
+    for name, counts in getattr(node, "workeroutput", {}).get("figures", {}).items():
+        figures.setdefault(name, Counter()).update(counts)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,7 +1,7 @@
 """Claim: a prefix that is known early is there when its turn comes; and what that costs those who run meanwhile.
 
 Program A is a conversation of several turns. Program B begins with a constant prefix of 2,000 tokens and is called when A's
-last turn but one has ended. In one variant that prefix is handed to ``engine.prefetch(when_idle=True)`` when A starts; in the
+last turn but one has ended. In one variant ``b.prefetch()`` is called when A starts; in the
 other it is not. Beside B's time to its first token stand A's times between tokens, which show what the prefetch costs A.
 The variants alternate, every round begins with an empty cache, and all texts must be equal.
 
@@ -13,6 +13,7 @@ The exit code is 1 if the bar is missed. Everything goes into ``prefetch_float32
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import statistics
 import sys
@@ -27,8 +28,8 @@ from prose import follow_up, long_text, opening_question
 from rich.console import Console
 from rich.table import Table
 
+import sgl_native as sgl
 from sgl_core.runtime.engine import Engine
-from sgl_core.types import SamplingParams
 
 MOST_OF_PLAIN = 0.35
 """B's time to its first token, of what it takes without the prefetch."""
@@ -59,62 +60,67 @@ class Round:
     counters: dict[str, int]
 
 
-class Arrivals:
-    """When the tokens of one generation came."""
+def conversation(questions: Sequence[str]) -> sgl.SglFunction:
+    """Program A: a turn for each question."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    @sgl.function
+    def a(s: sgl.ProgramState) -> None:
+        for number, question in enumerate(questions):
+            s += question
+            s += sgl.gen(f"turn{number}", max_tokens=TURN_TOKENS, ignore_eos=True, temperature=0)
 
-    def __call__(self, _: object) -> None:
-        """A token came."""
-        self.times.append(time.perf_counter())
+    return a
+
+
+def briefing(engine: Engine) -> sgl.CompiledFunction:
+    """Program B: a constant prefix of exactly so many tokens, and a question behind it."""
+    ids = engine.codec.begin() + engine.codec.encode(long_text(random.Random(8), sentences=160))
+    assert len(ids) >= PREFIX_TOKENS, "the text is long enough"
+    prefix = engine.codec.decode(ids[:PREFIX_TOKENS])
+
+    @sgl.function
+    def b(s: sgl.ProgramState, question: str) -> None:
+        s += prefix
+        s += question
+        s += sgl.gen("answer", max_tokens=B_TOKENS, ignore_eos=True, temperature=0)
+
+    return b.compile(backend=engine)
 
 
 def play(engine: Engine, *, prefetched: bool) -> Round:
     """One round: A's turns, B behind the last but one, both at once from there."""
     rng = random.Random(3)
-    opening, prefix = engine.codec.encode(opening_question(rng)), prefix_of(engine)
-    question = engine.codec.encode(" In one sentence: what is the point of all this?")
+    a = conversation([opening_question(rng), *(follow_up(rng) for _ in range(TURNS - 1))])
+    b = briefing(engine)
     engine.flush_cache()
     engine.reset_stats()
-    conversation, texts, gaps = list(opening), [], []
-    turn = SamplingParams(max_new_tokens=TURN_TOKENS, ignore_eos=True)
     started = time.perf_counter()
     if prefetched:
-        engine.prefetch(prefix, when_idle=True, timeout_s=TIMEOUT_S)
-    for number in range(TURNS):
-        arrivals = Arrivals()
-        handle = engine.submit(tuple(conversation), turn)
-        handle.add_delta_callback(arrivals)
-        if number == TURNS - 1:
-            break
-        result = handle.result(TIMEOUT_S)
-        texts.append(result.text)
-        gaps += [after - before for before, after in zip(arrivals.times, arrivals.times[1:], strict=False)]
-        conversation += [*result.token_ids, *engine.codec.encode(follow_up(rng))]
-    called, first = time.perf_counter(), Arrivals()
-    answer = engine.submit((*prefix, *question), SamplingParams(max_new_tokens=B_TOKENS, ignore_eos=True))
-    answer.add_delta_callback(first)
-    b = answer.result(TIMEOUT_S)
-    texts += [handle.result(TIMEOUT_S).text, b.text]
+        b.prefetch(backend=engine, timeout_s=TIMEOUT_S)
+    running = a.run(backend=engine, stream=True)
+    gaps: list[float] = []
+    for number in range(TURNS - 1):
+        times = [time.perf_counter() for _ in running.text_iter(f"turn{number}")]
+        gaps += [after - before for before, after in itertools.pairwise(times)]
+    called = time.perf_counter()
+    answering = b.run("\nIn one sentence: what is the point of all this?", backend=engine, stream=True)
+    pieces = answering.text_iter("answer")
+    next(pieces)
+    first = time.perf_counter()
+    answer = answering.get_var("answer")
+    meta = answering.get_meta_info("answer")
+    texts = (running.text(), answer)
     stats = engine.stats()
     engine.check_invariants()
     names = ("prefetched_tokens", "prefetch_useful", "prefetch_late", "prefetch_dropped", "num_retractions")
     return Round(
-        ttft_s=first.times[0] - called,
+        ttft_s=first - called,
         between_s=statistics.median(gaps),
         run_s=called - started,
-        texts=tuple(texts),
-        tail_tokens=b.usage.prompt_tokens - b.usage.cached_tokens,
+        texts=texts,
+        tail_tokens=meta["prompt_tokens"] - meta["cached_tokens"],
         counters={name: getattr(stats, name) for name in names},
     )
-
-
-def prefix_of(engine: Engine) -> tuple[int, ...]:
-    """B's prefix: prose of exactly so many tokens."""
-    ids = engine.codec.begin() + engine.codec.encode(long_text(random.Random(8), sentences=160))
-    assert len(ids) >= PREFIX_TOKENS, "the text is long enough"
-    return ids[:PREFIX_TOKENS]
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = Console(stderr=True)
     with Engine(dtype="float32", threads=options.threads, cache_tokens=8_192) as engine:
         with status.status("warming up"):
-            engine.generate([prefix_of(engine)[:600]], SamplingParams(max_new_tokens=4))
+            engine.generate([long_text(random.Random(9), sentences=40)], sgl.SamplingParams(max_new_tokens=4))
         for number in range(options.rounds):
             for name in VARIANTS:
                 with status.status(f"{name}, round {number + 1} of {options.rounds}"):

@@ -23,7 +23,19 @@ from execution import Record
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["Advance", "Agreement", "Outcome", "Run", "Session", "System", "agreement", "machine", "measure", "write_json"]
+__all__ = [
+    "Advance",
+    "Agreement",
+    "Outcome",
+    "Run",
+    "Session",
+    "System",
+    "agreement",
+    "cpu_name",
+    "machine",
+    "measure",
+    "write_json",
+]
 
 _DIGITS = 5
 """Decimals in what is written."""
@@ -178,14 +190,8 @@ def machine() -> dict[str, Any]:
 
     from sgl_core.runtime.model_loader import default_dtype
 
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu
-        )
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": "native" if default_dtype(torch.device("cpu")) == torch.bfloat16 else "emulated",
         "threads": torch.get_num_threads(),
@@ -193,6 +199,13 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

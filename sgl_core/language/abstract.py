@@ -332,6 +332,7 @@ def _argument_cure(origin: Origin, use: _Use, fn: str) -> str:
     others = {
         "format": f'; or write text + value: "text " + {origin.shown} instead of an f-string',
         "attribute": f"; or use host code: sgl.call({fn}, {origin.shown})",
+        "compute": f"; or, if what comes of it is only appended or stored, use host code: sgl.call({fn}, {origin.shown})",
     }
     return f"Fix the argument: {origin.refusals.static_cure(origin.shown)}{others.get(use.kind, '')}."
 

@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -20,9 +20,27 @@ from sgl_core.language.run import ProgramRun, derived_seed
 if TYPE_CHECKING:
     from sgl_core.language.state import ProgramState
 
-__all__ = ["BatchItem", "Outcomes", "Pool", "StartedRuns", "ThreadPool", "arun_batch", "run_batch"]
+__all__ = [
+    "BATCH_OPTIONS",
+    "BatchItem",
+    "Outcomes",
+    "Pool",
+    "StartedRuns",
+    "ThreadPool",
+    "arun_batch",
+    "num_items",
+    "run_batch",
+]
 
 BatchItem = Mapping[str, Any] | Sequence[Any]
+
+_SHARED_OPTIONS: Final = frozenset({"num_threads", "progress_bar", "return_errors"})
+BATCH_OPTIONS: Final = {
+    "run_batch": _SHARED_OPTIONS | {"as_completed", "generator_style"},
+    "arun_batch": _SHARED_OPTIONS,
+}
+"""The keywords of both methods that are their own, for errors."""
+
 T = TypeVar("T")
 
 # A body's thread waits while its program is in the engine, so this bounds programs in flight, not work. It is an engine's
@@ -115,6 +133,18 @@ class ThreadPool:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
+def num_items(batch: Sequence[BatchItem]) -> int:
+    """How many items a batch has.
+
+    Raises:
+        InvalidArgumentError: it is no list of them.
+    """
+    if not isinstance(batch, Sized) or isinstance(batch, str | bytes | Mapping):
+        cure = "Write list(...) around an iterator, and [...] around a single item."
+        raise InvalidArgumentError("batch", type(batch).__name__, "a list of dicts or tuples", cure)
+    return len(batch)
+
+
 def run_batch(
     run: Callable[..., Any],
     batch: Sequence[BatchItem],
@@ -142,6 +172,7 @@ async def arun_batch(
     arun: Callable[..., Awaitable[ProgramState]], batch: Sequence[BatchItem], how: Outcomes, *, seed: int | None
 ) -> list[Any]:
     """See ``SglFunction.arun_batch``. Cancelling it cancels the runs that have begun; the others never begin."""
+    num_items(batch)
     jobs = [_job(arun, index, item, seed) for index, item in enumerate(batch)]
     turns = asyncio.Semaphore(how.threads_for(len(jobs)))
 

@@ -14,12 +14,12 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sgl_core.backend import Backend, Handle, TextCodec
 from sgl_core.errors import InvalidArgumentError, TraceError
-from sgl_core.language.batch import BatchItem, Outcomes, arun_batch, run_batch
+from sgl_core.language.batch import BatchItem, Outcomes, arun_batch, num_items, run_batch
 from sgl_core.language.bodies import arun_body, run_body, start_body
 from sgl_core.language.defaults import checked_backend, get_default_backend
 from sgl_core.language.executor import GraphRun, OnEnd, Plan, RunCall
@@ -31,6 +31,7 @@ from sgl_core.language.passes.prefixes import constant_prefixes, known_prefixes
 from sgl_core.language.places import warn_user
 from sgl_core.language.recent import Recent, static_key
 from sgl_core.language.run import RUN_OPTIONS
+from sgl_core.language.stream import PREFETCH_DEADLINE_S
 from sgl_core.language.tracer import Tracer, trace
 from sgl_core.language.window import Window
 from sgl_core.types import PrefetchRequest, PrefetchResult
@@ -54,7 +55,6 @@ _MOST_CALL_THREADS: Final = 8
 class CompileOptions:
     """How to compile; see ``SglFunction.compile``."""
 
-    static: Mapping[str, Any] = field(default_factory=dict)
     fallback: bool = False
     move: Literal["safe", "aggressive"] | None = None
     proposer: Proposer | None = None
@@ -74,7 +74,7 @@ class CompiledFunction:
     """A program that runs from its graph. Made by ``SglFunction.compile``.
 
     Args:
-        function: the program; the options' static arguments are bound in it.
+        function: the program; what is static is bound in it.
         options: how to compile.
 
     Raises:
@@ -87,9 +87,14 @@ class CompiledFunction:
         self._options = options
         self._graphs: Recent[_Compiled] = Recent(_MOST_GRAPHS)
         self._reason: TraceError | None = None
+        self._defaults = {
+            name: parameter.default
+            for name, parameter in function.signature.parameters.items()
+            if name not in function.bound and parameter.default is not parameter.empty
+        }
         self._has_warned = False
         try:
-            self._main = self._compiled({})
+            self._main = self._first()
         except TraceError as error:
             if not options.fallback:
                 raise
@@ -171,9 +176,10 @@ class CompiledFunction:
                 as_completed=as_completed,
                 **options,
             )
+        self.function.check_batch_options("run_batch", options)
         seed = self.function.batch_seed(options)
         how = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
-        calls = concurrent.futures.ThreadPoolExecutor(min(_MOST_CALL_THREADS, how.threads_for(len(batch))), "sgl-call")
+        calls = concurrent.futures.ThreadPoolExecutor(min(_MOST_CALL_THREADS, how.threads_for(num_items(batch))), "sgl-call")
         start = functools.partial(self._start_item, how, calls, **options)
         pool: Window[ProgramState] = Window(_MOST_IN_FLIGHT)
         return run_batch(start, batch, how, pool, seed=seed, in_order=generator_style, as_completed=as_completed)
@@ -188,12 +194,18 @@ class CompiledFunction:
         **options: Any,
     ) -> list[Any]:
         """Like ``SglFunction.arun_batch``; ``num_threads`` is how many run at once, without a thread each."""
+        self.function.check_batch_options("arun_batch", options)
         seed = self.function.batch_seed(options)
         how = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
         return await arun_batch(functools.partial(self.arun, **options), batch, how, seed=seed)
 
     def prefetch(
-        self, *args: Any, backend: Backend | None = None, namespace: str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        backend: Backend | None = None,
+        namespace: str | None = None,
+        timeout_s: float | None = PREFETCH_DEADLINE_S,
+        **kwargs: Any,
     ) -> list[Handle[PrefetchResult]]:
         """Have the backend compute, while it has nothing better to do, what a run will begin with.
 
@@ -201,35 +213,49 @@ class CompiledFunction:
             *args: arguments of the function that are known already; all of them may be left out.
             backend: None is the default one.
             namespace: as for ``run``.
+            timeout_s: seconds after which nobody needs it any more; None is never.
             **kwargs: arguments by name.
 
         Returns:
             A handle for each prefix that is long enough to be worth it; they may be forgotten.
+
+        Raises:
+            InvalidArgumentError: an argument that the program does not have, or one that is given twice.
+            TraceError: there is no graph, as the program falls back to the interpreter; says why.
         """
         target = get_default_backend() if backend is None else checked_backend(backend)
-        known = dict(zip((p.name for p in self.graph.parameters), args, strict=False)) | kwargs
-        unknown = known.keys() - {p.name for p in self.graph.parameters}
-        if unknown:
-            raise InvalidArgumentError(f"{self.function.name}.prefetch", sorted(unknown), "arguments of the program")
+        arguments, _ = self.function.signature.given("prefetch", args, kwargs)
+        compiled, known = self._chosen("prefetch", arguments)
         if target.codec is None:
             return []
-        prefixes = set(known_prefixes(self.graph, target.codec, known).values())
+        prefixes = set(known_prefixes(compiled.plan.graph, target.codec, known).values())
         requests = [
-            PrefetchRequest(ids, namespace, when_idle=True)
+            PrefetchRequest(ids, namespace, timeout_s=timeout_s, when_idle=True)
             for ids in sorted(prefixes, key=len)
             if len(ids) >= _LEAST_PREFETCH and not any(other[: len(ids)] == ids for other in prefixes if other != ids)
         ]
         return [target.prefetch(request) for request in requests]
 
     # ---- private -----------------------------------------------------------------------------------------------------
+    def _first(self) -> _Compiled:
+        """The graph of the most general arguments: where the body asks for the value of a flag, its default is fixed."""
+        fixed: dict[str, Any] = {}
+        while True:
+            try:
+                return self._compiled(fixed)
+            except TraceError as error:
+                name = error.argument
+                if name is None or name in fixed or not _is_singleton(self._defaults.get(name, name)):
+                    raise
+                fixed[name] = self._defaults[name]
+
     def _compiled(self, singletons: Mapping[str, Any]) -> _Compiled:
         """The graph in which these arguments are fixed, too."""
         return self._graphs.get(static_key(singletons), lambda: self._compile(singletons))
 
     def _compile(self, singletons: Mapping[str, Any]) -> _Compiled:
         options = self._options
-        static = {**options.static, **singletons}
-        graph = traced = trace(self.function, static=static)
+        graph = traced = trace(self.function, static=singletons)
         moved = None
         if options.move is not None:
             graph, moved = move_parts(graph, options.move, proposer=options.proposer, codec=options.codec)
@@ -271,18 +297,16 @@ class CompiledFunction:
 
     def _chosen(self, where: str, arguments: dict[str, Any]) -> tuple[_Compiled, dict[str, Any]]:
         """The graph for these arguments, and those of them that it does not fix."""
-        graph = self._main.plan.graph
-        for name, fixed in graph.static.items():
-            if name in arguments and static_key(arguments.pop(name)) != static_key(fixed):
+        for name, fixed in self.function.bound.items():
+            if static_key(arguments.pop(name, fixed)) != static_key(fixed):
                 cure = f"Compile it for that value: {self.function.name}.compile(static={{{name!r}: ...}})."
                 raise InvalidArgumentError(name, "another value", "the value that is static in this graph", cure)
-        defaults = {parameter.name: parameter.default for parameter in graph.parameters if parameter.has_default}
-        unknown = arguments.keys() - {parameter.name for parameter in graph.parameters}
+        unknown = arguments.keys() - self.function.signature.parameters.keys()
         if unknown:
             raise InvalidArgumentError(f"{self.function.name}.{where}", sorted(unknown), "arguments that the program names")
-        arguments = {**defaults, **arguments}
-        singletons = {name: value for name, value in arguments.items() if value is None or isinstance(value, bool)}
-        compiled = self._compiled(singletons) if singletons else self._main
+        arguments = {**self._defaults, **arguments}
+        singletons = {name: value for name, value in arguments.items() if _is_singleton(value)}
+        compiled = self._compiled(singletons)
         return compiled, {name: value for name, value in arguments.items() if name not in singletons}
 
     def _falls_back(self) -> bool:
@@ -336,6 +360,11 @@ class _Bound:
 
         graph_run = self.start(_in_own_thread, end)
         return _returned(graph_run, await ended)
+
+
+def _is_singleton(value: Any) -> bool:
+    """Whether programs may compare it with ``is``."""
+    return value is None or isinstance(value, bool)
 
 
 def constant_beginning(function: SglFunction, static: Mapping[str, Any], codec: TextCodec) -> tuple[int, ...]:

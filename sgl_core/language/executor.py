@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from sgl_core.errors import InvalidArgumentError
 from sgl_core.language.dispatcher import post
 from sgl_core.language.graph import (
     Call,
@@ -33,6 +34,7 @@ from sgl_core.language.ir import (
     Argument,
     ArgumentValue,
     ConstantText,
+    Expr,
     Fork,
     Gen,
     JoinedValue,
@@ -233,10 +235,15 @@ class GraphRun:
         """The value as the text that is appended; what is no text is the error that appending it raises."""
 
         def as_text(value: Any) -> str:
-            (constant,) = as_nodes(value)
-            assert isinstance(constant, ConstantText)
-            self._warn(replace(node, op=constant))
-            return constant.text
+            try:
+                nodes = as_nodes(value)
+            except InvalidArgumentError as error:
+                error.add_note(f"{_described(node)} is appended at {node.place}")
+                raise
+            if len(nodes) != 1 or not isinstance(nodes[0], ConstantText):
+                raise _not_text(node, value)
+            self._warn(replace(node, op=nodes[0]))
+            return nodes[0].text
 
         return _derived(source, as_text)
 
@@ -296,6 +303,19 @@ def _bring_back(
         values, meta = gather(streams, future.name)
         future.resolve(values, None, meta)
     joined.resolve(appended_nodes(streams) if join.mode == "concate_and_append" else (), "")
+
+
+def _described(node: GraphNode) -> str:
+    return f"argument {node.op.name!r}" if isinstance(node.op, Argument) else "a value"
+
+
+def _not_text(node: GraphNode, value: Expr) -> InvalidArgumentError:
+    """The error for an expression that comes in as a value: a graph has its nodes before it runs."""
+    cure = "Use host code that returns text."
+    if isinstance(node.op, Argument):
+        cure = f'Fix it: compile(static={{"{node.op.name}": ...}}), or run the program interpreted.'
+    expected = f"text, as it is appended at {node.place} of a compiled program"
+    return InvalidArgumentError(_described(node), type(value).__name__, expected, cure)
 
 
 def _derived(source: VariableFuture, compute: Callable[[Any], Any]) -> VariableFuture:

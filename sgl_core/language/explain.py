@@ -10,27 +10,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from sgl_core.errors import TraceError
 from sgl_core.language.graph import Graph, GraphStream, StreamBegin, StreamKind
 from sgl_core.language.ir import Gen, Select
+from sgl_core.language.movement_report import MoveReport
 from sgl_core.language.passes.base import PassReport
 
-__all__ = ["CompileReport", "MoveSummary", "Status", "render"]
+__all__ = ["CompileReport", "Status", "render"]
 
 Status = Literal["compiled", "compiled with static", "interpreted"]
 
 _PLACE: Final = re.compile(r"(?P<file>.+?):(?P<line>\d+)(?:: (?P<text>.*))?", re.DOTALL)
 _NUM_NOTES: Final = 8
 """Of one pass; a program that is unrolled a thousand times has a note for each."""
-
-
-class MoveSummary(Protocol):
-    """What code movement reports."""
-
-    def render(self) -> str | None:
-        """The diff of what moved and what it gained; None if nothing did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,6 @@ class CompileReport:
         graph: behind all passes; None if there is none.
         passes: their reports, in order.
         move: what code movement did; None if nobody asked for it.
-        functions: further lines, about functions that it calls.
     """
 
     name: str
@@ -58,15 +51,14 @@ class CompileReport:
     cure: str = ""
     graph: Graph | None = None
     passes: tuple[PassReport, ...] = ()
-    move: MoveSummary | None = None
-    functions: tuple[str, ...] = ()
+    move: MoveReport | None = None
 
     def __post_init__(self) -> None:
         """Keep the mapping from changing."""
         object.__setattr__(self, "static", MappingProxyType(dict(self.static)))
 
     @classmethod
-    def compiled(cls, graph: Graph, passes: Sequence[PassReport], move: MoveSummary | None = None) -> CompileReport:
+    def compiled(cls, graph: Graph, passes: Sequence[PassReport], move: MoveReport | None = None) -> CompileReport:
         """Of a program that was traced, and whose graph came out of these passes."""
         status: Status = "compiled with static" if graph.static else "compiled"
         return cls(graph.name, status, graph.static, graph=graph, passes=tuple(passes), move=move)
@@ -80,9 +72,8 @@ class CompileReport:
 def render(report: CompileReport) -> str:
     """The report as text, without a line end behind it."""
     blocks = [list(_head(report)), list(_graph_lines(report)), list(_pass_lines(report.passes)), list(_notes(report.passes))]
-    moved = report.move.render() if report.move is not None else None
     if report.move is not None:
-        blocks.append((moved or "code movement: nothing moved").splitlines())
+        blocks.append(report.move.render().splitlines())
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
 
@@ -118,7 +109,6 @@ def _graph_lines(report: CompileReport) -> Iterator[str]:
         sizes = (_count(len(graph.streams), "stream"), _count(len(graph.nodes), "node"), _count(len(requests), "generation"))
         yield ", ".join(sizes)
         yield from _called(graph, Counter(requests))
-    yield from report.functions
 
 
 def _called(graph: Graph, requests: Counter[int]) -> Iterator[str]:

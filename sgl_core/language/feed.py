@@ -7,9 +7,11 @@ import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 
+from sgl_core.language.variables import Put
+
 __all__ = ["aiterate", "iterate"]
 
-Subscribe = Callable[[Callable[[str | None], None]], None]
+Subscribe = Callable[[Put], None]
 
 
 def iterate(subscribe: Subscribe) -> Iterator[str]:

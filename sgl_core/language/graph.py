@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from sgl_core.language.ir import ArgumentValue, Expr, JoinedValue, NodeValue, Value, Variable
+from sgl_core.language.ir import Expr, Value, Variable
 
 __all__ = [
     "Call",
@@ -253,9 +253,6 @@ class Graph:
         return max((node.id for node in self.nodes), default=-1) + 1
 
 
-_LEAF_VALUES = (ArgumentValue, NodeValue, JoinedValue)
-
-
 def leaves(tree: Any) -> Iterator[Any]:
     """The leaves of lists, tuples and dict values, nested as they may be; anything else is a leaf."""
     if _is_sequence(tree):
@@ -294,4 +291,4 @@ def sources_of(op: Expr) -> tuple[Value, ...]:
             found = list(leaves(value))
         case _:
             return ()
-    return tuple(leaf for leaf in found if isinstance(leaf, _LEAF_VALUES))
+    return tuple(leaf for leaf in found if isinstance(leaf, Value))

@@ -48,15 +48,12 @@ from sgl_core.language.graph_values import (
 from sgl_core.language.healing import check_heal
 from sgl_core.language.ir import (
     Argument,
-    ArgumentValue,
     CommutativeMark,
     ConstantText,
     Expr,
     Fork,
     Gen,
     Image,
-    JoinedValue,
-    NodeValue,
     Prefetch,
     RawText,
     RoleBegin,
@@ -64,6 +61,7 @@ from sgl_core.language.ir import (
     ScopeBegin,
     ScopeEnd,
     Select,
+    Value,
     Variable,
 )
 from sgl_core.language.readable import quoted
@@ -274,9 +272,9 @@ def _tree(read: Callable[[Any, str], Any]) -> _Field:
     return _Field(lambda value, at, _names: tree_as_json(value, at, EDGES), lambda value, at, _functions: read(value, at))
 
 
-def _edge_of(value: Any, at: str) -> ArgumentValue | NodeValue | JoinedValue:
+def _edge_of(value: Any, at: str) -> Value:
     edge = tree_of(value, at, EDGES)
-    if not isinstance(edge, ArgumentValue | NodeValue | JoinedValue):
+    if not isinstance(edge, Value):
         raise misfit(at, value, "a value: $argument, $node or $joined")
     return edge
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from sgl_core.errors import GraphError
 from sgl_core.language.graph import StreamState
-from sgl_core.language.ir import ArgumentValue, JoinedValue, NodeValue
+from sgl_core.language.ir import ArgumentValue, JoinedValue, NodeValue, Value
 from sgl_core.language.readable import quoted
 
 __all__ = [
@@ -240,7 +240,7 @@ def _dict_of(pairs: list[Any], at: str) -> dict[Any, Any]:
     return found
 
 
-def _edge_of(tag: str, value: dict[str, Any], at: str) -> ArgumentValue | NodeValue | JoinedValue | StreamState:
+def _edge_of(tag: str, value: dict[str, Any], at: str) -> Value | StreamState:
     if tag == "$argument":
         return ArgumentValue(text_value(checked_fields(value, at, (tag,))[tag], at))
     if tag == "$stream":

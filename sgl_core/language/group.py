@@ -28,8 +28,19 @@ class ForkGroup:
         return len(self._states)
 
     def __getitem__(self, index: int) -> ProgramState:
-        """One of them."""
-        return self._states[index]
+        """One of them.
+
+        Raises:
+            IndexError: there is no fork of that number.
+            InvalidArgumentError: it is no number.
+        """
+        if isinstance(index, str):
+            cure = f"Read one fork's variable with forks[i][{index!r}], all of them with s[{index!r}] after forks.join()."
+            raise InvalidArgumentError("forks[...]", index, "the number of a fork", cure)
+        try:
+            return self._states[index]
+        except IndexError:
+            raise IndexError(f"forks[{index}]: there are {len(self)} forks, and the first is number 0") from None
 
     def __setitem__(self, index: int, state: ProgramState) -> None:
         """Allow ``forks[i] += expr``, which assigns the same state back."""

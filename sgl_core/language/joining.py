@@ -1,6 +1,7 @@
-"""What forks bring back to their parent. Called by ``ForkGroup.join`` and by the executor of compiled programs.
+"""Forks and joins: what may be asked of them, in a program that runs and in one that is traced, and what they bring back.
 
-All of it may be asked for once every fork has done what was submitted to it.
+What they bring back may be asked for once every fork has done what was submitted to it: by ``ForkGroup.join``, and by the
+executor of compiled programs.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_core.errors import InvalidArgumentError
+from sgl_core.errors import InvalidArgumentError, StreamClosedError
 from sgl_core.language.ir import ConstantText, Expr, RawText, RoleBegin, RoleEnd
+from sgl_core.language.places import at_user_line
 from sgl_core.language.position import Piece
 from sgl_core.language.variables import VariableFuture
 from sgl_core.types import SegmentKind
@@ -17,7 +19,31 @@ from sgl_core.types import SegmentKind
 if TYPE_CHECKING:
     from sgl_core.language.stream import StreamExecutor
 
-__all__ = ["appended_nodes", "check_join", "defined_names", "first_error", "gather", "when_all"]
+__all__ = [
+    "appended_nodes",
+    "check_fork",
+    "check_join",
+    "defined_names",
+    "first_error",
+    "gather",
+    "stream_closed",
+    "when_all",
+]
+
+
+def check_fork(n: object) -> None:
+    """Refuse what is no number of forks.
+
+    Raises:
+        InvalidArgumentError: for ``n``.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InvalidArgumentError("n", n, "an int of at least 1")
+
+
+def stream_closed() -> StreamClosedError:
+    """The error for writing to a stream that was joined or left."""
+    return StreamClosedError(at_user_line("this stream has been joined or left; append to the state it was forked from"))
 
 
 def check_join(mode: object, errors: object) -> None:

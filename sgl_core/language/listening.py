@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from sgl_core.language.variables import VariableFuture
+from sgl_core.language.variables import Put, VariableFuture
 
-__all__ = ["Listeners", "Put"]
-
-Put = Callable[[str | None], None]
+__all__ = ["Listeners"]
 
 
 @dataclass(slots=True, eq=False)

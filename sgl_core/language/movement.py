@@ -2,7 +2,7 @@
 
 It changes the prompt, so nothing moves unless the author asks: ``f.compile(move="safe")`` permutes only parts that the author
 declared commutative, ``move="aggressive"`` also the text and arguments of any one region, in an order that a proposer
-suggests. Whoever proposes, ``check_order`` decides: it is the only door by which an order of nodes comes in.
+suggests. Whoever proposes, the checker of ``movement_rules`` decides.
 
 Called by the compiler before the passes, so that the author's parts are still apart and no node says "same as". Owns nothing.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Literal
 
 from sgl_core.backend import TextCodec
 from sgl_core.errors import InvalidArgumentError, MoveError
@@ -36,9 +36,20 @@ from sgl_core.language.movement_rules import RULES, OrderChecker, check_order, i
 from sgl_core.language.passes.prefixes import constant_prefixes
 from sgl_core.language.proposers import HeuristicProposer, Proposer, Region
 
-__all__ = ["RULES", "check_order", "move", "regions_of"]
+__all__ = ["RULES", "check_move", "check_order", "move", "regions_of"]
 
-_HOW: Final = ("safe", "aggressive")
+
+def check_move(how: object, proposer: object) -> None:
+    """Refuse what ``compile`` cannot do.
+
+    Raises:
+        InvalidArgumentError: ``how`` is no kind of movement, or does not ask the proposer.
+    """
+    if how not in (None, "safe", "aggressive"):
+        raise InvalidArgumentError("move", how, '"safe", "aggressive" or None')
+    if proposer is not None and how != "aggressive":
+        cure = 'Only move="aggressive" asks a proposer.'
+        raise InvalidArgumentError("proposer", type(proposer).__name__, f"None with move={how!r}", cure)
 
 
 def move(
@@ -59,16 +70,7 @@ def move(
 
     Returns:
         The graph with its nodes in their new order, and what was done.
-
-    Raises:
-        InvalidArgumentError: ``how`` is neither, or there is a proposer for "safe".
     """
-    if how not in _HOW:
-        raise InvalidArgumentError("how", how, "'safe' or 'aggressive'")
-    if proposer is not None and how == "safe":
-        raise InvalidArgumentError(
-            "proposer", type(proposer).__name__, "None with how='safe'", "Use how='aggressive' to let it propose."
-        )
     moving = _Moving(graph, codec)
     moving.permute_groups()
     if how == "aggressive":

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import ParamSpec, TypeVar, Unpack, cast
+from typing import Final, ParamSpec, TypeVar, Unpack, cast
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.language.choices import CHOICE_METHODS, DEFAULT_CHOICES_METHOD
@@ -41,6 +41,7 @@ __all__ = [
     "gen",
     "gen_int",
     "gen_string",
+    "greedy_token_selection",
     "image",
     "raw",
     "select",
@@ -48,15 +49,23 @@ __all__ = [
     "system",
     "system_begin",
     "system_end",
+    "token_length_normalized",
+    "unconditional_likelihood_normalized",
     "user",
     "user_begin",
     "user_end",
 ]
 
+# SGLang's programs name the methods of ``select`` so: choices_method=sgl.greedy_token_selection.
+greedy_token_selection: Final = "greedy_token_selection"
+token_length_normalized: Final = "token_length_normalized"
+unconditional_likelihood_normalized: Final = "unconditional_likelihood_normalized"
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _INTEGER = r"[-+]?[0-9]+"
+_OF_GEN = frozenset({"choices", "choices_method", "dtype", "heal", "name"})
 
 
 def gen(
@@ -89,7 +98,7 @@ def gen(
         UnknownOptionError: an option nobody knows.
         InvalidArgumentError: a value that cannot be used.
     """
-    checked = sampling_options("gen", {"max_tokens": max_tokens, **options})
+    checked = sampling_options("gen", {"max_tokens": max_tokens, **options}, others=_OF_GEN)
     check_heal(heal)
     if choices is not None:
         return select(name, choices, choices_method=choices_method)
@@ -115,8 +124,8 @@ def gen_string(
 
 
 def select(
-    name: str | None,
-    choices: Sequence[str],
+    name: str | None = None,
+    choices: Sequence[str] | None = None,
     temperature: float = 0.0,
     *,
     choices_method: str = DEFAULT_CHOICES_METHOD,
@@ -124,8 +133,8 @@ def select(
     """Append the likeliest of several texts.
 
     Args:
-        name: variable that gets the chosen text.
-        choices: at least one, none empty. Equal scores go to the first.
+        name: variable that gets the chosen text; None when nobody reads it.
+        choices: at least one, none empty; they cannot be left out. Equal scores go to the first.
         temperature: taken for compatibility; the choice is always the best one.
         choices_method: "token_length_normalized", "greedy_token_selection" or "unconditional_likelihood_normalized".
 

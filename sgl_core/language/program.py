@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from sgl_core.backend import Backend
-from sgl_core.errors import InvalidArgumentError, ProgramError, TraceError
-from sgl_core.language.batch import BatchItem, Outcomes, ThreadPool, arun_batch, run_batch
+from sgl_core.errors import InvalidArgumentError, ProgramError, TraceError, UnknownOptionError
+from sgl_core.language.batch import BATCH_OPTIONS, BatchItem, Outcomes, ThreadPool, arun_batch, num_items, run_batch
 from sgl_core.language.bodies import arun_body, in_thread, run_body, start_body
 from sgl_core.language.compiled import CompiledFunction, CompileOptions, constant_beginning
 from sgl_core.language.defaults import checked_backend, get_default_backend
 from sgl_core.language.explain import CompileReport, render
 from sgl_core.language.graph import Graph
 from sgl_core.language.ir import Expr
+from sgl_core.language.movement import check_move
 from sgl_core.language.proposers import Proposer
 from sgl_core.language.recent import Recent, static_key
 from sgl_core.language.run import CURRENT_STATE, PROGRAM_OPTIONS, RUN_OPTIONS, ProgramRun, check_seed
@@ -147,10 +148,11 @@ class SglFunction:
             BaseException: the error of the first item that failed, after all have run (the iterators raise it in its
                 turn). Items do not disturb each other.
         """
+        self.check_batch_options("run_batch", options)
         seed = self.batch_seed(options)
         outcomes = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
         run = functools.partial(self._run_item, outcomes, **options)
-        pool = ThreadPool(outcomes.threads_for(len(batch)))
+        pool = ThreadPool(outcomes.threads_for(num_items(batch)))
         return run_batch(run, batch, outcomes, pool, seed=seed, in_order=generator_style, as_completed=as_completed)
 
     async def arun_batch(
@@ -168,9 +170,21 @@ class SglFunction:
             InvalidArgumentError: the batch or an option cannot be used.
             BaseException: the error of the first item that failed, after all have run.
         """
+        self.check_batch_options("arun_batch", options)
         seed = self.batch_seed(options)
         outcomes = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
         return await arun_batch(functools.partial(self.arun, **options), batch, outcomes, seed=seed)
+
+    def check_batch_options(self, where: str, options: Mapping[str, Any]) -> None:
+        """Refuse a keyword that neither the function nor a batch knows, before anything runs.
+
+        Raises:
+            UnknownOptionError: for the first of them.
+        """
+        known = {*self.signature.parameters, *RUN_OPTIONS}
+        for name in options:
+            if name not in known and not self.signature.takes_any:
+                raise UnknownOptionError(f"{self.name}.{where}", name, known | BATCH_OPTIONS[where])
 
     def batch_seed(self, options: dict[str, Any]) -> int | None:
         """The seed that the items' are derived from, taken out of the options."""
@@ -199,9 +213,9 @@ class SglFunction:
             TraceError: the body needs a value that is there only when it runs; says where, and what to write instead.
             UnknownOptionError: ``static`` names an argument that the function does not have.
         """
-        static = {} if static is None else dict(static)
-        self.signature.check_bindable("trace", list(static))
-        return trace(self, static=static)
+        fixed = _fixed(static)
+        self.signature.check_bindable("trace", list(fixed))
+        return trace(self, static=fixed)
 
     def compile(
         self,
@@ -221,7 +235,7 @@ class SglFunction:
             move: "safe" lets parts that their author declared ``commutative`` change places, "aggressive" any constants and
                 arguments between two boundaries, so that more of the prompt is shared; None moves nothing. ``explain``
                 shows the difference.
-            proposer: what suggests the order for "aggressive"; None is constants first.
+            proposer: what suggests the order, for "aggressive" alone; None is constants first.
             backend: whose tokens ``explain`` counts; nothing is sent to it, unless by the proposer.
             drop_unread: leave out generations whose values nobody can see, and with them their errors.
 
@@ -229,10 +243,9 @@ class SglFunction:
             TraceError: it cannot be traced, and ``fallback`` is False.
             InvalidArgumentError: an option cannot be used.
         """
-        if move not in (None, "safe", "aggressive"):
-            raise InvalidArgumentError("move", move, '"safe", "aggressive" or None')
+        check_move(move, proposer)
         codec = None if backend is None else checked_backend(backend).codec
-        fixed = {} if static is None else dict(static)
+        fixed = _fixed(static)
         self.signature.check_bindable("compile", list(fixed))
         options = CompileOptions(fallback=fallback, move=move, proposer=proposer, codec=codec, drop_unread=drop_unread)
         key = (static_key(fixed), fallback, move, id(proposer), None if codec is None else codec.fingerprint, drop_unread)
@@ -258,10 +271,12 @@ class SglFunction:
         Returns:
             Tokens of that prefix. What cannot be traced to its end is computed as far as it was traced.
         """
+        fixed = _fixed(static)
+        self.signature.check_bindable("cache", list(fixed))
         target = get_default_backend() if backend is None else checked_backend(backend)
         if target.codec is None:
             return 0
-        prefix = constant_beginning(self, static or {}, target.codec)
+        prefix = constant_beginning(self, fixed, target.codec)
         if prefix:
             target.prefetch(PrefetchRequest(prefix)).result()
         return len(prefix)
@@ -348,6 +363,13 @@ def _current(state: ProgramState) -> Iterator[None]:
         yield
     finally:
         CURRENT_STATE.reset(token)
+
+
+def _fixed(static: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Static arguments by name."""
+    if static is not None and not isinstance(static, Mapping):
+        raise InvalidArgumentError("static", type(static).__name__, "a dict of arguments", 'Write static={"name": value}.')
+    return dict(static or {})
 
 
 def _loop_is_running() -> bool:

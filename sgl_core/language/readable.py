@@ -70,7 +70,7 @@ def function_name(fn: Callable[..., Any]) -> str:
 
 
 def _shown(value: Any, most: int, depth: int) -> str:
-    if isinstance(value, ArgumentValue | NodeValue | JoinedValue):
+    if isinstance(value, Value):
         return value_name(value)
     if isinstance(value, StreamState):
         return f"stream {value.stream}"

@@ -164,12 +164,15 @@ class Recorder:
     def refuse_c_code(self, error: BaseException) -> None:
         """Refuse what C code said that was given a value; see ``is_handed_to_c_code``."""
         frame, line = _last_user_line(error)
-        self.refusals.refuse(
-            f"a value is handed to code that needs it at once ({error})",
+        what = f"a value is handed to code that needs it at once ({error})"
+        cure = (
             "Write text + value to append it, or use host code: sgl.call(fn, value). Arguments can be fixed: "
-            f"{self.refusals.program}.compile(static={{...}}).",
-            place=None if frame is None else place_of(frame, line),
+            f"{self.refusals.program}.compile(static={{...}})."
         )
+        if str(error).startswith("sequence item "):  # what str.join says
+            what = "str.join needs texts, and some of these have no value yet"
+            cure = 'Use host code: sgl.call("\n".join, values).'
+        self.refusals.refuse(what, cure, place=None if frame is None else place_of(frame, line))
 
     def may_not_be_text(self, source: Value) -> bool:
         """Whether appending a value can fail because it is no text."""

@@ -6,7 +6,7 @@ Called by the primitives and by ``SglFunction``; the stream combines both into t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final, TypedDict
 
 from sgl_core.errors import GrammarError, InvalidArgumentError, check_options
@@ -73,18 +73,19 @@ class SamplingOptions(TypedDict, total=False):
     return_text_in_logprobs: bool | None
 
 
-def sampling_options(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_options(where: str, given: Mapping[str, Any], *, others: Set[str] = frozenset()) -> dict[str, Any]:
     """Check options and give them their ``SamplingParams`` names; those that are None are left out.
 
     Args:
         where: the function the user called, for errors.
         given: options by the names the user typed; not changed.
+        others: keywords of the function that are none of these, for the error.
 
     Raises:
         UnknownOptionError: a name nobody knows.
         InvalidArgumentError: a value out of range, or an option given under both of its names.
     """
-    check_options(where, given, OPTION_NAMES)
+    check_options(where, given, OPTION_NAMES | others)
     options = _logprob_options(given)
     for typed, value in given.items():
         if value is None or typed in _SGLANG_LOGPROBS:

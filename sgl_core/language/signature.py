@@ -58,7 +58,17 @@ class Signature:
             UnknownOptionError: a keyword that neither of them knows.
             InvalidArgumentError: an argument is missing, or given twice.
         """
-        place = f"{self.name}.{where}" if where else self.name
+        arguments, chosen = self.given(where, args, kwargs, options)
+        for name, parameter in self.parameters.items():
+            if name not in arguments and parameter.default is inspect.Parameter.empty:
+                raise InvalidArgumentError(name, "nothing", "a value", f"{_place(self.name, where)} needs this argument.")
+        return arguments, chosen
+
+    def given(
+        self, where: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: frozenset[str] = frozenset()
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Like ``split``, where arguments may be missing."""
+        place = _place(self.name, where)
         free = [name for name in self.parameters if name not in self.bound]
         if len(args) > len(free):
             raise InvalidArgumentError(place, f"{len(args)} arguments by position", f"at most {len(free)}")
@@ -75,10 +85,11 @@ class Signature:
                 arguments[name] = value
             else:
                 raise UnknownOptionError(place, name, {*self.parameters, *options})
-        for name, parameter in self.parameters.items():
-            if name not in arguments and parameter.default is inspect.Parameter.empty:
-                raise InvalidArgumentError(name, "nothing", "a value", f"{place} needs this argument.")
         return arguments, chosen
+
+
+def _place(name: str, where: str) -> str:
+    return f"{name}.{where}" if where else name
 
 
 def _own_parameters(name: str, func: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -13,15 +13,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from sgl_core.errors import InvalidArgumentError, VariableNotFoundError
+from sgl_core.errors import VariableNotFoundError
 from sgl_core.language.feed import aiterate, iterate
 from sgl_core.language.group import ForkGroup
 from sgl_core.language.ir import Expr, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, as_nodes
+from sgl_core.language.joining import check_fork
 from sgl_core.language.places import at_user_line, warn_of_special_spellings
 from sgl_core.language.position import messages_of, pieces_since, text_of
 from sgl_core.language.run import ProgramRun
 from sgl_core.language.stream import StreamExecutor
-from sgl_core.language.variables import VariableFuture
+from sgl_core.language.variables import VariableFuture, check_name
 
 __all__ = ["ProgramState"]
 
@@ -59,6 +60,7 @@ class ProgramState:
 
     def set_var(self, name: str, value: Any) -> None:
         """Define a variable."""
+        check_name(name)
         self.stream.define(VariableFuture.of(name, value))
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -68,6 +70,7 @@ class ProgramState:
     @contextlib.contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
         """Capture the text that is appended inside into variable ``name``; it can be read behind the block."""
+        check_name(name)
         self.stream.submit((ScopeBegin(name),))
         try:
             yield
@@ -79,8 +82,7 @@ class ProgramState:
 
         A fork sees the variables that were defined before it, continues an open turn, and is independent from then on.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InvalidArgumentError("n", n, "an int of at least 1")
+        check_fork(n)
         return ForkGroup(self, tuple(ProgramState(self.run, stream) for stream in self.stream.fork(n)))
 
     def begin_call(self, function: str) -> ProgramState:  # noqa: ARG002  (a traced state records the name)

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sgl_core.backend import Handle
-from sgl_core.errors import ProgramError, SglError, StreamClosedError
+from sgl_core.errors import ProgramError, SglError
 from sgl_core.language.dispatcher import post
 from sgl_core.language.generating import GenTask, Pending, start_select
 from sgl_core.language.graph import GraphNode, Join
@@ -38,22 +38,22 @@ from sgl_core.language.ir import (
     Select,
     Variable,
 )
-from sgl_core.language.listening import Listeners, Put
-from sgl_core.language.places import at_user_line
+from sgl_core.language.joining import stream_closed
+from sgl_core.language.listening import Listeners
 from sgl_core.language.position import Piece, Position, Trail, pieces_since, text_of
 from sgl_core.language.reasoning import reasoning_name
 from sgl_core.language.requests import refuse_image
 from sgl_core.language.turns import role_after
-from sgl_core.language.variables import VariableFuture, VariableTable
+from sgl_core.language.variables import Put, VariableFuture, VariableTable, automatic_name
 from sgl_core.types import Hints, PrefetchRequest, PrefetchResult
 
 if TYPE_CHECKING:
     from sgl_core.language.run import ProgramRun
 
-__all__ = ["StreamExecutor"]
+__all__ = ["PREFETCH_DEADLINE_S", "StreamExecutor"]
 
 _UNORDERED: Final = -1
-_PREFETCH_DEADLINE_S: Final = 60.0
+PREFETCH_DEADLINE_S: Final = 60.0
 """After that long a program that still has not used its prefix is slower than anything a prefetch could save."""
 
 
@@ -297,7 +297,7 @@ class StreamExecutor:
     # ---- queueing: under the lock ------------------------------------------------------------------------------------
     def _check_open(self) -> None:
         if self._is_closed:
-            raise StreamClosedError(at_user_line("this stream has been joined or left; append to the state it was forked from"))
+            raise stream_closed()
 
     def _enqueue(self, steps: list[_Step]) -> None:
         self._queue += steps
@@ -310,7 +310,7 @@ class StreamExecutor:
             case Gen(name=name) | Select(name=name):
                 index = self._num_generations
                 self._num_generations += 1
-                future = self._variables.define(VariableFuture(name or f"_unnamed_{index}", is_automatic=name is None))
+                future = self._variables.define(VariableFuture(name or automatic_name(index), is_automatic=name is None))
                 return _Step(node, index, defines=future, reasoning=self._define_reasoning(node, future))
             case ScopeEnd(name=name):
                 return _Step(node, defines=self._variables.define(VariableFuture(name)))
@@ -487,7 +487,7 @@ class StreamExecutor:
         ids = self._position.stable_ids(self.run.codec)
         if len(ids) - self._requested_len < min_tokens:
             return None
-        request = PrefetchRequest(ids, self.run.namespace, timeout_s=_PREFETCH_DEADLINE_S, when_idle=when_idle)
+        request = PrefetchRequest(ids, self.run.namespace, timeout_s=PREFETCH_DEADLINE_S, when_idle=when_idle)
         try:
             handle = self.run.backend.prefetch(request)
         except SglError:  # the request that needs it says what is wrong

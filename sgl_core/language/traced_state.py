@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from sgl_core.errors import InvalidArgumentError, VariableNotFoundError
+from sgl_core.errors import VariableNotFoundError
 from sgl_core.language.abstract import (
     Abstract,
     AbstractList,
@@ -28,12 +28,13 @@ from sgl_core.language.abstract import (
 from sgl_core.language.graph import Call, Join, SetVar
 from sgl_core.language.group import ForkGroup
 from sgl_core.language.ir import Expr, JoinedValue, NodeValue, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, as_nodes
-from sgl_core.language.joining import check_join
+from sgl_core.language.joining import check_fork, check_join
 from sgl_core.language.lowering import check_host_function, lowered
 from sgl_core.language.places import at_user_line
 from sgl_core.language.recorder import Recorder
 from sgl_core.language.state import ProgramState
 from sgl_core.language.traced_stream import TracedStream
+from sgl_core.language.variables import check_name
 
 __all__ = ["TracedForkGroup", "TracedState"]
 
@@ -62,6 +63,7 @@ class TracedState(ProgramState):
     def set_var(self, name: str, value: Any) -> None:
         """Define a variable; reading it gives ``value`` itself."""
         self._check_name(name)
+        check_name(name)
         self._stream.check_open()
         recorder = self._stream.recorder
         leaf = lowered(value, f's["{name}"] = ...', _Host(self))
@@ -76,13 +78,13 @@ class TracedState(ProgramState):
     def var_scope(self, name: str) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         """Capture the text that is appended inside into variable ``name``."""
         self._check_name(name)
+        check_name(name)
         return _Block(self._stream, ScopeBegin(name), ScopeEnd(name))
 
     def fork(self, n: int = 1) -> TracedForkGroup:
         """Start ``n`` streams from here."""
         self._stream.check_constant(n, "fork(...) as n")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InvalidArgumentError("n", n, "an int of at least 1")
+        check_fork(n)
         children, fork = self._stream.fork(n)
         return TracedForkGroup(self, tuple(TracedState(child) for child in children), fork)
 

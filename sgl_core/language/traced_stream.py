@@ -11,14 +11,14 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from sgl_core.errors import StreamClosedError
 from sgl_core.language.abstract import Abstract, option_cure, origin_of
 from sgl_core.language.graph import GetForkItem, StreamBegin, StreamKind
 from sgl_core.language.ir import Argument, ArgumentValue, Expr, Fork, Gen, RoleBegin, RoleEnd, ScopeEnd, Select, Value, Variable
-from sgl_core.language.places import at_user_line
+from sgl_core.language.joining import stream_closed
 from sgl_core.language.reasoning import reasoning_name
 from sgl_core.language.recorder import Recorder
 from sgl_core.language.turns import role_after
+from sgl_core.language.variables import automatic_name
 
 __all__ = ["TracedStream"]
 
@@ -124,7 +124,7 @@ class TracedStream:
             StreamClosedError: it was.
         """
         if self._is_closed:
-            raise StreamClosedError(at_user_line("this stream has been joined or left; append to the state it was forked from"))
+            raise stream_closed()
 
     # ---- joining -----------------------------------------------------------------------------------------------------
     @property
@@ -174,7 +174,7 @@ class TracedStream:
         index = self._num_generations
         self._num_generations += 1
         is_automatic = node.name is None
-        name = node.name or f"_unnamed_{index}"
+        name = node.name or automatic_name(index)
         named = replace(node, name=name) if is_automatic else node
         id_ = self.recorder.record(self.id, named, index=index, is_automatic=is_automatic)
         is_number = isinstance(node, Gen) and node.dtype is not str

@@ -1,4 +1,4 @@
-"""Turns nest one deep: the one rule that interpreter, tracer and verifier share."""
+"""Turns nest one deep: the rule that interpreter and tracer share, with its errors for authors."""
 
 from __future__ import annotations
 
@@ -25,13 +25,18 @@ def role_after(role: str | None, nodes: Iterable[Expr]) -> str | None:
         match node:
             case RoleBegin(role=opened):
                 if role is not None:
-                    what = f"a {opened!r} turn is opened inside a {role!r} turn; close it first with s.{role}_end()"
+                    what = f"{_a_turn(opened)} is opened inside {_a_turn(role)}; close it first with s.{role}_end()"
                     raise ProgramError(at_user_line(what))
                 role = opened
             case RoleEnd(role=closed):
                 if role != closed:
-                    given = "no turn is open" if role is None else f"the open turn is {role!r}"
-                    what = f"a {closed!r} turn is closed, but {given}; open it first with s.{closed}_begin()"
-                    raise ProgramError(at_user_line(what))
+                    given = f"no turn is open; open it first with s.{closed}_begin()"
+                    if role is not None:
+                        given = f"the open turn is {role!r}; close that one with s.{role}_end()"
+                    raise ProgramError(at_user_line(f"{_a_turn(closed)} is closed, but {given}"))
                 role = None
     return role
+
+
+def _a_turn(role: str) -> str:
+    return f"{'an' if role[0] in 'aeiou' else 'a'} {role!r} turn"

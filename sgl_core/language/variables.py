@@ -15,15 +15,32 @@ from types import MappingProxyType
 from typing import Any
 
 from sgl_core.backend import Handle
+from sgl_core.errors import InvalidArgumentError
 from sgl_core.types import GenDelta, GenResult
 
-__all__ = ["VariableFuture", "VariableTable"]
+__all__ = ["Put", "VariableFuture", "VariableTable", "automatic_name", "check_name"]
 
 _NO_META: Mapping[str, Any] = MappingProxyType({})
 
 _NO_VARIABLES: dict[str, Any] = {}  # never changed: whoever begins with it shares it
 
 Put = Callable[[str | None], None]
+"""Gets text piece by piece, and None at its end."""
+
+
+def check_name(name: object) -> None:
+    """Refuse what cannot be the name of a variable.
+
+    Raises:
+        InvalidArgumentError: it is no str, or empty.
+    """
+    if not isinstance(name, str) or not name:
+        raise InvalidArgumentError("name", name, "a non-empty str")
+
+
+def automatic_name(index: int) -> str:
+    """The variable of a stream's generation number ``index`` where its author gave it no name."""
+    return f"_unnamed_{index}"
 
 
 class VariableFuture:

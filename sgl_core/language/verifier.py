@@ -37,7 +37,6 @@ from sgl_core.language.ir import (
     Gen,
     Image,
     JoinedValue,
-    NodeValue,
     Prefetch,
     RawText,
     RoleBegin,
@@ -263,7 +262,7 @@ class _Walk:
 
     def _check_returns(self) -> None:
         for leaf in leaves(self._graph.returns):
-            if isinstance(leaf, ArgumentValue | NodeValue | JoinedValue):
+            if isinstance(leaf, Value):
                 self._check_value(leaf, None)
             elif isinstance(leaf, StreamState) and not 0 <= leaf.stream < len(self._streams):
                 raise _broken("values", f"what is returned names stream {leaf.stream}, which is not there")

@@ -101,6 +101,7 @@ class Engine:
         """What programs may expect."""
         return Capabilities(
             heal=True,
+            shares_in_flight=self.config.prefix_cache and self.config.in_flight_sharing,
             context_tokens=self._intake.limit[0],
             default_max_new_tokens=self.config.default_max_new_tokens,
         )
@@ -109,6 +110,25 @@ class Engine:
     def facts(self) -> ModelFacts:
         """The model and the pool, in numbers."""
         return self._facts
+
+    def info(self) -> dict[str, Any]:
+        """What the engine is and has done, as plain values without any text of a prompt.
+
+        Returns:
+            model, architecture, fingerprint, device, dtype, num_layers, vocab_size, context_tokens; pool (tokens,
+            bytes_per_token); options (of ``EngineConfig``); template (notes, and whether turns render exactly); stats.
+        """
+        facts, stats = self._facts, self.stats()
+        names = ("architecture", "fingerprint", "device", "dtype", "num_layers", "vocab_size")
+        return {
+            "model": facts.name,
+            **{name: getattr(facts, name) for name in names},
+            "context_tokens": self.capabilities.context_tokens,
+            "pool": {"tokens": facts.pool_tokens, "bytes_per_token": facts.bytes_per_token},
+            "options": {field.name: getattr(self.config, field.name) for field in fields(self.config)},
+            "template": {"notes": list(self._codec.template_notes), "turns_exact": self._codec.turns_exact},
+            "stats": {field.name: getattr(stats, field.name) for field in fields(stats) if field.name != "misses"},
+        }
 
     def stats(self) -> EngineStats:
         """Counts since the start or the last reset; counts every request whose result is out.

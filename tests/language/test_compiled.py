@@ -6,6 +6,7 @@ import pytest
 
 import sgl_core.language as sgl
 from sgl_core.errors import InvalidArgumentError, ProgramError, RequestAborted, TraceError, UnknownOptionError
+from sgl_core.language.proposers import HeuristicProposer
 from sgl_core.testing import FakeBackend
 
 HANG_S = 30
@@ -255,6 +256,19 @@ def test_prefetch_refuses_an_argument_that_the_program_does_not_have(backend):
         judge.compile(static=DIMENSIONS).prefetch(essays="x", backend=backend)
 
 
+def test_prefetch_once_passed_over_arguments_that_were_too_many_or_given_twice(backend):
+    compiled = judge.compile(static=DIMENSIONS)
+    with pytest.raises(InvalidArgumentError, match="at most 1"):
+        compiled.prefetch("an essay", "another", backend=backend)
+    with pytest.raises(InvalidArgumentError, match="one by name"):
+        compiled.prefetch("an essay", essay="another", backend=backend)
+
+
+def test_compile_once_passed_over_a_proposer_that_nobody_asks():
+    with pytest.raises(InvalidArgumentError, match=r"proposer: .*Only move="):
+        judge.compile(static=DIMENSIONS, proposer=HeuristicProposer())
+
+
 def test_cache_computes_the_beginning_of_a_program_even_if_it_cannot_be_traced_to_its_end(backend):
     @sgl.function
     def branching(s, question):
@@ -313,3 +327,18 @@ def test_a_program_started_inside_a_body_is_not_run_by_compiling_it(backend):
     with pytest.raises(TraceError, match=r"other is started inside .*sgl\.call\(other\.run"):
         body.compile()
     assert backend.requests == []
+
+
+def test_a_flag_with_a_default_may_be_asked_for_its_truth(backend):
+    @sgl.function
+    def ask(s, question, is_short=False, hint=None):
+        if hint:
+            s += "Hint: " + hint + "\n"
+        s += question + (" Briefly." if is_short else "") + sgl.gen("x", max_tokens=2)
+
+    compiled = ask.compile()
+    for arguments in ({}, {"is_short": True}, {"is_short": False}, {"hint": None}):
+        expected = ask.run(question="Why?", backend=backend, temperature=0, **arguments).text()
+        assert compiled.run(question="Why?", backend=backend, temperature=0, **arguments).text() == expected
+    with pytest.raises(TraceError, match="hint"):
+        compiled.run(question="Why?", hint="none", backend=backend)

@@ -1,25 +1,15 @@
 """What a user reads after ``print(f.explain())``."""
 
-import dataclasses
-from dataclasses import dataclass
-
 import pytest
 
 from sgl_core.errors import TraceError
 from sgl_core.language.explain import CompileReport, render
 from sgl_core.language.graph import StreamState
 from sgl_core.language.ir import Gen
+from sgl_core.language.movement_report import MoveReport
 from sgl_core.language.passes import PassContext, PassReport, run_passes
 from sgl_core.testing import ByteCodec
-from sgl_core.testing.graphs import GraphBuilder, essay_judge_graph, tip_suggestion_graph
-
-
-@dataclass(frozen=True)
-class Moved:
-    text: str | None
-
-    def render(self) -> str | None:
-        return self.text
+from sgl_core.testing.graphs import GraphBuilder, essay_judge_graph
 
 
 def test_a_compiled_program_in_full() -> None:
@@ -84,21 +74,11 @@ def test_functions_that_are_called_have_a_line_each_with_the_generations_of_thei
     )
 
 
-def test_further_lines_stand_behind_those_of_the_graph() -> None:
-    report = CompileReport.compiled(tip_suggestion_graph(), ())
-    lines = render(dataclasses.replace(report, functions=("shorten: interpreted",))).splitlines()
-    assert lines[-2:] == ["calls expand_tip 2 times: 2 generations", "shorten: interpreted"]
-
-
 def test_what_was_moved_stands_last() -> None:
     graph = GraphBuilder("p").build()
     passes = (PassReport("folding", 2, 0, ("A note.",)),)
-    for moved, shown in (
-        (Moved("--- before\n+++ after"), ["--- before", "+++ after"]),
-        (Moved(None), ["code movement: nothing moved"]),
-    ):
-        lines = render(CompileReport.compiled(graph, passes, moved)).splitlines()
-        assert lines[-len(shown) - 2 :] == ["folding: A note.", "", *shown]
+    lines = render(CompileReport.compiled(graph, passes, MoveReport("safe", (), ()))).splitlines()
+    assert lines[-3:] == ["folding: A note.", "", "moved (safe): nothing."]
 
 
 def test_many_notes_of_one_pass_are_cut_short() -> None:

@@ -249,7 +249,7 @@ def test_turns_nest_as_little_as_in_the_interpreter() -> None:
     def unopened(s: ProgramState) -> None:
         s.user_end()
 
-    with pytest.raises(ProgramError, match=r"a 'assistant' turn is opened inside a 'user' turn.*s \+= sgl\.assistant"):
+    with pytest.raises(ProgramError, match=r"an 'assistant' turn is opened inside a 'user' turn.*s \+= sgl\.assistant"):
         traced(nested)
     with pytest.raises(ProgramError, match="no turn is open"):
         traced(unopened)

@@ -75,7 +75,7 @@ CONSTRAINTS: list[Malformed] = [
 UNCOMPILABLE: list[Malformed] = [
     *each("regex", "(", "[z-a]", "a{3,1}", "*a", r"(a)\1", "(?<=a)b", r"\p{Nope}", "a" * 70_000, "((a{1000}){1000}){1000}"),
     *each("stop_regex", "(", "[z-a]", r"(a)\1", "a*", "(b|)", "((a{1000}){1000}){1000}"),
-    *each("json_schema", 5, 3.5, ["type"], "no json", "{", object(), {"type": "nonsense"}, {"type": 7}),
+    *each("json_schema", 5, 3.5, ["type"], "no json", "{", ..., {"type": "nonsense"}, {"type": 7}),
     *each("json_schema", {"type": "integer", "minimum": 5, "maximum": 3}, {"enum": []}, False),
     *each("json_schema", {"allOf": [{"type": "string"}, {"type": "integer"}]}, {"type": "string", "pattern": "("}),
     *each("json_schema", {"$ref": "#/$defs/absent"}, {"$ref": "http://example.org/schema"}, {"$ref": "#"}),

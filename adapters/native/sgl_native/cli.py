@@ -14,7 +14,7 @@ from sgl_core import __version__
 from sgl_core.errors import MissingExtraError, SglError
 from sgl_native.commands import cache, chat, graph, info, models, run
 from sgl_native.printable import without_controls
-from sgl_native.programs import ProgramFailure
+from sgl_native.programs import ProgramFailure, program_line
 
 __all__ = ["main"]
 
@@ -62,13 +62,16 @@ def _fail(error: BaseException, code: int, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     else:
-        text = str(error) if isinstance(error, SglError) else _with_place(error)
+        text = _with_place(error)
         sys.stderr.write(f"sgl: error: {without_controls(text)}\n")  # a program may quote its model
     return code
 
 
 def _with_place(error: BaseException) -> str:
-    """Name an error that is not ours, with the line it came from."""
+    """An error with the line it came from: one of ours with the program's line, unless it names one, any other with its own."""
+    if isinstance(error, SglError):
+        text, line = " ".join([str(error), *getattr(error, "__notes__", ())]), program_line(error)
+        return text if line in text else f"{text} ({line})"
     text = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else text

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,15 @@ from sgl_core.backend import Backend
 from sgl_core.errors import InvalidArgumentError, check_options
 from sgl_core.language import ProgramState, SglFunction
 
-__all__ = ["ProgramFailure", "bind_arguments", "load_program", "parse_arguments", "program_errors", "run_program"]
+__all__ = [
+    "ProgramFailure",
+    "bind_arguments",
+    "load_program",
+    "parse_arguments",
+    "program_errors",
+    "program_line",
+    "run_program",
+]
 
 _MODULE_NAME = "sgl_program"
 
@@ -36,6 +45,13 @@ def program_errors() -> Iterator[None]:
         yield
     except Exception as error:
         raise ProgramFailure(str(error)) from error
+
+
+def program_line(error: BaseException) -> str:
+    """The last line of the program's file that an error passed, as file:line; empty if there is none."""
+    frames = reversed(list(traceback.walk_tb(error.__traceback__)))
+    own = (f"{f.f_code.co_filename}:{line}" for f, line in frames if f.f_globals.get("__name__") == _MODULE_NAME)
+    return next(own, "")
 
 
 def load_program(path: Path) -> SglFunction:

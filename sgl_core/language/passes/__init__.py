@@ -10,10 +10,9 @@ from typing import Final
 from sgl_core.language.graph import Graph
 from sgl_core.language.passes import dead_streams, dedupe, folding, fork_commit, last_use, prefetch, prefixes
 from sgl_core.language.passes.base import Pass, PassContext, PassReport
-from sgl_core.language.passes.prefixes import constant_prefixes, known_prefixes
 from sgl_core.language.verifier import verify
 
-__all__ = ["PASSES", "Pass", "PassContext", "PassReport", "constant_prefixes", "known_prefixes", "run_passes"]
+__all__ = ["PASSES", "Pass", "PassContext", "PassReport", "run_passes"]
 
 PASSES: Final = (
     # What goes, goes first: nothing below looks at text or streams that no run has.

@@ -19,8 +19,8 @@ from sgl_core.language.ir import (
     Select,
     Variable,
 )
-from sgl_core.language.passes import PassContext, constant_prefixes, known_prefixes
-from sgl_core.language.passes.prefixes import distinct_tokens, run
+from sgl_core.language.passes import PassContext
+from sgl_core.language.passes.prefixes import constant_prefixes, distinct_tokens, known_prefixes, run
 from sgl_core.language.position import Position
 from sgl_core.testing import ByteCodec, FakeBackend
 from sgl_core.testing.graphs import GraphBuilder, essay_judge_graph
