@@ -270,7 +270,7 @@ def live_forks(rounds: int) -> dict[str, Any]:
 
 # ---- batches --------------------------------------------------------------------------------------------------------------
 def batch_system(name: str, run_batch: Callable[..., Any], latency_s: float, rounds: int) -> System:
-    """A round is the whole batch. Outputs are digested behind the clock."""
+    """A round is the whole batch; its processor time is noted, too. Outputs are digested behind the clock."""
 
     @contextmanager
     def opened() -> Iterator[Session]:
@@ -280,7 +280,9 @@ def batch_system(name: str, run_batch: Callable[..., Any], latency_s: float, rou
         with FakeBackend(answer, latency_s=latency_s) as backend:
 
             def play(advance: Advance) -> Outcome:
+                began = time.process_time()
                 states.extend(run_batch(ITEMS, backend=backend, temperature=0))
+                details["cpu_s"] = time.process_time() - began
                 advance(NUM_PROGRAMS)
                 return Outcome((), details)
 
@@ -299,10 +301,11 @@ def alone_system(requests: Sequence[GenRequest], latency_s: float, rounds: int) 
         with FakeBackend(answer, latency_s=latency_s) as backend:
 
             def play(advance: Advance) -> Outcome:
+                began = time.process_time()
                 for handle in [backend.submit(request) for request in requests]:
                     handle.result(HANG_S)
                 advance(NUM_PROGRAMS)
-                return Outcome((), {})
+                return Outcome((), {"cpu_s": time.process_time() - began})
 
             yield play
 
@@ -337,7 +340,9 @@ def batches(rounds: int) -> dict[str, Any]:
         runs = measure([*systems, alone_system(requests, latency_s, rounds)], NUM_PROGRAMS, title=f"{1e3 * latency_s:g} ms:")
         outputs |= {outcome.details["outputs"] for run in runs[: len(ways)] for outcome in run.outcomes}
         times = {run.name: runs[0].median_s / run.median_s for run in runs}
-        told = [run.as_json() for run in runs]
+        told = [
+            {**run.as_json(), "cpu_s": statistics.median(outcome.details["cpu_s"] for outcome in run.outcomes)} for run in runs
+        ]
         found["latencies"].append({"latency_s": latency_s, "systems": told, "times_as_fast_as_interpreted": times})
     found["identical"] = len(outputs) == 1
     return found

@@ -35,7 +35,9 @@ def _forks_table(forks: dict[str, Any]) -> Table:
 
 def _batches_table(batch: dict[str, Any]) -> Table:
     title = f"{batch['programs']:,} programs, {batch['requests']:,} requests"
-    table = Table("latency", "system", "median s", "min .. max s", "times as fast", "others' CPU", "threads", title=title)
+    table = Table(
+        "latency", "system", "median s", "min .. max s", "times as fast", "CPU s", "others' CPU", "threads", title=title
+    )
     for row in batch["latencies"]:
         for index, run in enumerate(row["systems"]):
             name = run["name"]
@@ -45,6 +47,7 @@ def _batches_table(batch: dict[str, Any]) -> Table:
                 f"{run['median_s']:.2f}",
                 f"{run['min_s']:.2f} .. {run['max_s']:.2f}",
                 f"{row['times_as_fast_as_interpreted'][name]:.2f}",
+                f"{run['cpu_s']:.2f}",
                 f"{max(run['others_cpu_share']):.0%}",
                 str(batch["threads"].get(name, "")),
                 end_section=index == len(row["systems"]) - 1,
@@ -85,7 +88,7 @@ def write_picture(content: dict[str, Any], path: Path) -> None:
         for row in content["batches"]["latencies"]
         for run in row["systems"]
     }
-    title = f"{content['batches']['programs']:,} programs of four generations and a fork, seconds, by latency of the backend"
+    title = f"{content['batches']['programs']:,} programs, seconds, by latency of the backend"
     _draw_bars(panels[2], seconds, title, "{:.2f}")
     panels[-1].set_xlabel("less is better; dashed: the bar")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,11 +13,11 @@ import asyncio
 import contextlib
 import logging
 import queue
-import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
+from sgl_core.ids import new_id
 from sgl_core.types import GenDelta
 
 __all__ = ["RequestHandle"]
@@ -53,7 +53,7 @@ class RequestHandle(Generic[ResultT]):
         self, on_abort: Callable[[str], None] | None = None, *, before_waiting: Callable[[], None] | None = None
     ) -> None:
         """Give it a fresh, unguessable id."""
-        self._id = secrets.token_hex(16)
+        self._id = new_id()
         self._on_abort = on_abort
         self._before_waiting = before_waiting
         self._lock = threading.Lock()

@@ -110,12 +110,12 @@ _USES: Final = {
     _Use("is compared", "branch"): ("eq", "ne", "lt", "le", "gt", "ge"),
     _Use("is searched (in)", "branch"): ("contains",),
     _Use("is hashed (a member of a set, a key of a dict)", "branch"): ("hash",),
-    _Use("is asked for its length", "compute"): ("len", "length_hint"),
-    _Use("is iterated over", "compute"): ("iter", "next", "reversed"),
+    _Use("is asked for its length", "shape"): ("len", "length_hint"),
+    _Use("is iterated over", "walk"): ("iter", "next", "reversed"),
     _Use("is indexed", "compute"): ("getitem",),
     _Use("is changed", "compute"): ("setitem", "delitem", "setattr", "delattr"),
     _Use("is formatted (f-string, str, %, print)", "format"): ("str", "repr", "format", "bytes"),
-    _Use("is converted to a number", "compute"): (*("int", "float", "complex", "index", "round", "trunc", "floor", "ceil"),),
+    _Use("is converted to a number", "shape"): (*("int", "float", "complex", "index", "round", "trunc", "floor", "ceil"),),
     _Use("is used as a path", "compute"): ("fspath",),
     _Use("is pickled", "compute"): ("reduce", "reduce_ex"),
     _COMPUTED: (
@@ -332,7 +332,8 @@ def _argument_cure(origin: Origin, use: _Use, fn: str) -> str:
     others = {
         "format": f'; or write text + value: "text " + {origin.shown} instead of an f-string',
         "attribute": f"; or use host code: sgl.call({fn}, {origin.shown})",
-        "compute": f"; or, if what comes of it is only appended or stored, use host code: sgl.call({fn}, {origin.shown})",
+        "compute": f"; or use host code: sgl.call({fn}, {origin.shown})",
+        "walk": f'; or, to append all of it as one text, use host code: sgl.call("\\n".join, {origin.shown})',
     }
     return f"Fix the argument: {origin.refusals.static_cure(origin.shown)}{others.get(use.kind, '')}."
 

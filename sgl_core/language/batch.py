@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Sized
@@ -125,8 +126,8 @@ class ThreadPool:
         self._executor = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="sgl-batch")
 
     def submit(self, job: Job, /) -> Future:
-        """Queue a job."""
-        return self._executor.submit(job)
+        """Queue a job; it sees the context variables of whoever queues it, and sets its own."""
+        return self._executor.submit(contextvars.copy_context().run, job)
 
     def shutdown(self) -> None:
         """Cancel the jobs that have not begun."""
@@ -227,10 +228,12 @@ def _told(index: int, error: BaseException, how: Outcomes) -> BaseException:
 def _submitted(jobs: Sequence[Job], pool: Pool, how: Outcomes) -> Iterator[list[Future]]:
     """All jobs, queued. When the block is left early, those that have not started never run and the others are cancelled."""
     with _progress(len(jobs), is_shown=how.progress_bar) as advance:
-        futures = [pool.submit(job) for job in jobs]
-        for future in futures:
-            future.add_done_callback(lambda _: advance())
+        futures: list[Future] = []
         try:
+            for job in jobs:
+                future = pool.submit(job)
+                futures.append(future)
+                future.add_done_callback(lambda _: advance())
             yield futures
         finally:
             pool.shutdown()

@@ -72,7 +72,9 @@ async def arun_body(state: ProgramState, body: Callable[[], Awaitable[Any]]) -> 
             await run.wait_async()
             raise
         await run.wait_async()
-    except asyncio.CancelledError:
+    except Exception:
+        raise
+    except BaseException:  # CancelledError, KeyboardInterrupt, also while waiting
         run.cancel()
         raise
     run.raise_unread()

@@ -180,9 +180,8 @@ class CompiledFunction:
         seed = self.function.batch_seed(options)
         how = Outcomes(num_threads=num_threads, progress_bar=progress_bar, return_errors=return_errors)
         calls = concurrent.futures.ThreadPoolExecutor(min(_MOST_CALL_THREADS, how.threads_for(num_items(batch))), "sgl-call")
-        start = functools.partial(self._start_item, how, calls, **options)
-        pool: Window[ProgramState] = Window(_MOST_IN_FLIGHT)
-        return run_batch(start, batch, how, pool, seed=seed, in_order=generator_style, as_completed=as_completed)
+        prepare = functools.partial(self._prepare_item, how, calls, **options)
+        return run_batch(prepare, batch, how, _Runs(), seed=seed, in_order=generator_style, as_completed=as_completed)
 
     async def arun_batch(
         self,
@@ -272,28 +271,20 @@ class CompiledFunction:
         compiled, arguments = self._chosen(where, arguments)
         return _Bound(compiled.plan, self.function.open(options), arguments), known
 
-    def _start_item(self, how: Outcomes, calls: concurrent.futures.Executor, *args: Any, **kwargs: Any) -> _Outcome:
-        """Start one run of a batch; never blocks."""
-        bound, _ = self._start("run_batch", args, kwargs)
-        state, outcome = bound.state, _Outcome()
-        how.started.append(state.run)
+    def _prepare_item(
+        self, how: Outcomes, calls: concurrent.futures.Executor, *args: Any, **kwargs: Any
+    ) -> Callable[[], _Outcome]:
+        """How to start one run of a batch, anywhere and without blocking. Its graph is chosen here: that may mean to trace."""
+        arguments, options = self.function.signature.split("run_batch", args, kwargs, RUN_OPTIONS)
+        compiled, arguments = self._chosen("run_batch", arguments)
+        context = contextvars.copy_context()
 
-        def finish(error: BaseException | None, graph_run: GraphRun) -> None:
-            try:
-                state.ret_value = _returned(graph_run, error)
-                state.run.raise_unread()
-            except BaseException as raised:
-                outcome.set_exception(raised)
-            else:
-                outcome.set_result(state)
+        def start() -> _Outcome:
+            bound = _Bound(compiled.plan, self.function.open(options), arguments)
+            how.started.append(bound.state.run)
+            return bound.pass_without_thread(functools.partial(_submit, calls), context)
 
-        def end(error: BaseException | None) -> None:
-            state.run.end_body(error)
-            state.run.when_streams_end(lambda: finish(error, graph_run))
-
-        graph_run = GraphRun(bound.plan, state.run, bound.arguments, functools.partial(_submit, calls), end)
-        graph_run.start()
-        return outcome
+        return start
 
     def _chosen(self, where: str, arguments: dict[str, Any]) -> tuple[_Compiled, dict[str, Any]]:
         """The graph for these arguments, and those of them that it does not fix."""
@@ -318,6 +309,25 @@ class CompiledFunction:
         return True
 
 
+class _Runs:
+    """The runs of a batch: prepared by whoever submits them, started when there is room; a ``Pool``."""
+
+    def __init__(self) -> None:
+        self._window: Window[ProgramState] = Window(_MOST_IN_FLIGHT)
+
+    def submit(self, prepare: Callable[[], Callable[[], _Outcome]], /) -> _Outcome:
+        try:
+            start = prepare()
+        except Exception as error:
+            failed = _Outcome()
+            failed.set_exception(error)
+            return failed
+        return self._window.submit(start)
+
+    def shutdown(self) -> None:
+        self._window.shutdown()
+
+
 @dataclass(frozen=True, slots=True)
 class _Bound:
     """A graph with arguments and the state of a new run: a body for whoever runs bodies."""
@@ -326,10 +336,31 @@ class _Bound:
     state: ProgramState
     arguments: dict[str, Any]
 
-    def start(self, run_call: RunCall, on_end: OnEnd) -> GraphRun:
-        graph_run = GraphRun(self.plan, self.state.run, self.arguments, run_call, on_end)
+    def start(self, run_call: RunCall, on_end: OnEnd, context: contextvars.Context | None = None) -> GraphRun:
+        graph_run = GraphRun(self.plan, self.state.run, self.arguments, run_call, on_end, context=context)
         graph_run.start()
         return graph_run
+
+    def pass_without_thread(self, run_call: RunCall, context: contextvars.Context) -> _Outcome:
+        """Pass the checkpoints as they come; the outcome is there when the whole program has ended."""
+        state, outcome = self.state, _Outcome()
+
+        def finish(error: BaseException | None) -> None:
+            try:
+                state.ret_value = _returned(graph_run, error)
+                state.run.raise_unread()
+            except BaseException as raised:
+                outcome.set_exception(raised)
+            else:
+                outcome.set_result(state)
+
+        def end(error: BaseException | None) -> None:
+            state.run.end_body(error)
+            state.run.when_streams_end(lambda: finish(error))
+
+        graph_run = GraphRun(self.plan, state.run, self.arguments, run_call, end, context=context)
+        graph_run.start()
+        return outcome
 
     def pass_here(self) -> Any:
         """Pass the checkpoints in this thread, which runs the host code; what the body returns."""
@@ -358,7 +389,7 @@ class _Bound:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(set_ended, error)
 
-        graph_run = self.start(_in_own_thread, end)
+        graph_run = self.start(_in_own_thread, end, contextvars.copy_context())
         return _returned(graph_run, await ended)
 
 
@@ -388,4 +419,4 @@ def _submit(calls: concurrent.futures.Executor, call: Callable[[], None]) -> Non
 
 
 def _in_own_thread(call: Callable[[], None]) -> None:
-    threading.Thread(target=contextvars.copy_context().run, args=(call,), name="sgl-call", daemon=True).start()
+    threading.Thread(target=call, name="sgl-call", daemon=True).start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -46,7 +47,7 @@ from sgl_core.language.ir import (
 from sgl_core.language.joining import appended_nodes, defined_names, first_error, gather, when_all
 from sgl_core.language.places import warn_of_special_spellings
 from sgl_core.language.position import Position
-from sgl_core.language.run import ProgramRun
+from sgl_core.language.run import CURRENT_STATE, ProgramRun
 from sgl_core.language.state import ProgramState
 from sgl_core.language.stream import StreamExecutor
 from sgl_core.language.variables import VariableFuture
@@ -96,12 +97,23 @@ class GraphRun:
         arguments: a value for each of the graph's parameters.
         run_call: where host code runs.
         on_end: called once, on the dispatcher's thread, when the body has ended, with what failed it or None.
+        context: whose context variables host code sees and sets; None: those of the thread that it runs in.
     """
 
-    def __init__(self, plan: Plan, run: ProgramRun, arguments: Mapping[str, Any], run_call: RunCall, on_end: OnEnd) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        run: ProgramRun,
+        arguments: Mapping[str, Any],
+        run_call: RunCall,
+        on_end: OnEnd,
+        *,
+        context: Context | None = None,
+    ) -> None:
         """Submit nothing yet."""
         self._plan = plan
         self._run = run
+        self._context = context
         self._body = _Body(run, run_call, on_end)
         self._streams: dict[int, StreamExecutor] = {0: run.root}
         self._values: dict[Value, VariableFuture] = {
@@ -162,6 +174,8 @@ class GraphRun:
         text = self._text(node, self._values[ArgumentValue(name)])
         if text.error is not None:
             self._body.add(order, text)
+            failing = replace(node, op=Variable(ArgumentValue(name)))
+            self._streams[node.stream].submit_traced(failing, order, awaits=text)
         else:
             self._streams[node.stream].submit_traced(replace(node, op=ConstantText(text.result())), order)
 
@@ -192,16 +206,19 @@ class GraphRun:
             try:
                 args = map_leaves(self._value, list(call.args))
                 kwargs = map_leaves(self._value, dict(call.kwargs))
-                value = call.fn(*args, **kwargs)
-            except Exception as error:
+                value = self._called(call.fn, args, kwargs)
+            except BaseException as error:  # whoever waits for the body gets it
                 future.fail(error)
-            except BaseException as error:
-                future.fail(error)
-                raise
             else:
                 future.resolve(value, None)
 
         self._body.add(order, future, run)
+
+    def _called(self, fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+        # The context is left again before anybody hears of the value: the next call may come from another thread.
+        if self._context is None:
+            return _outside_programs(fn, args, kwargs)
+        return self._context.run(_outside_programs, fn, args, kwargs)
 
     # ---- values ------------------------------------------------------------------------------------------------------
     def _future(self, source: Value) -> VariableFuture:
@@ -273,13 +290,19 @@ class _Body:
             if not future.done():
                 future.add_done_callback(lambda: post(self._advance))
                 if call is not None:
-                    self._run_call(call)
+                    self._start(call, future)
                 return
             if future.error is not None:
                 self._fail(order, future.error)
                 return
             self._checkpoints.popleft()
         self._on_end(None)
+
+    def _start(self, call: Callable[[], None], future: VariableFuture) -> None:
+        try:
+            self._run_call(call)
+        except Exception as error:  # no more threads, say: the body must not wait for a call that nobody makes
+            future.fail(error)
 
     def _fail(self, order: int, error: BaseException) -> None:
         self._run.stop(order, error)
@@ -289,6 +312,15 @@ class _Body:
                 future.fail(error)
         self._checkpoints.clear()
         self._on_end(error)
+
+
+def _outside_programs(fn: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Call host code, which is part of no program here, even if this one was started inside another."""
+    token = CURRENT_STATE.set(None)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        CURRENT_STATE.reset(token)
 
 
 def _bring_back(
@@ -314,7 +346,7 @@ def _not_text(node: GraphNode, value: Expr) -> InvalidArgumentError:
     cure = "Use host code that returns text."
     if isinstance(node.op, Argument):
         cure = f'Fix it: compile(static={{"{node.op.name}": ...}}), or run the program interpreted.'
-    expected = f"text, as it is appended at {node.place} of a compiled program"
+    expected = f"text, where a compiled program appends it ({node.place})"
     return InvalidArgumentError(_described(node), type(value).__name__, expected, cure)
 
 

@@ -64,7 +64,7 @@ class MovedRegion:
         """The gain in a sentence."""
         grown = self.grown_tokens
         if grown is None:
-            return "gain: not known without a codec."
+            return "gain: not counted: tokens need a model; compile(backend=...) names one."
         sizes = f"{self.tokens_before} -> {self.tokens_after} tokens"
         if self.behind:
             return f"gain: none, unless {self.behind} repeats from run to run; its constant beginning then: {sizes}."

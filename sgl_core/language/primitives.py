@@ -57,8 +57,8 @@ __all__ = [
 ]
 
 # SGLang's programs name the methods of ``select`` so: choices_method=sgl.greedy_token_selection.
-greedy_token_selection: Final = "greedy_token_selection"
-token_length_normalized: Final = "token_length_normalized"
+greedy_token_selection: Final = "greedy_token_selection"  # noqa: S105  (the name of a method)
+token_length_normalized: Final = "token_length_normalized"  # noqa: S105
 unconditional_likelihood_normalized: Final = "unconditional_likelihood_normalized"
 
 P = ParamSpec("P")
@@ -142,8 +142,9 @@ def select(
         InvalidArgumentError: for ``choices`` or ``choices_method``.
     """
     sampling_options("select", {"temperature": temperature})
-    if isinstance(choices, str) or not isinstance(choices, Sequence):
-        raise InvalidArgumentError("choices", type(choices).__name__, "a list of str")
+    if choices is None or isinstance(choices, str) or not isinstance(choices, Sequence):
+        given = "nothing" if choices is None else type(choices).__name__
+        raise InvalidArgumentError("choices", given, "a list of str")
     if not choices:
         raise InvalidArgumentError("choices", "an empty list", "at least one choice")
     for index, choice in enumerate(choices):

@@ -22,6 +22,7 @@ from sgl_core.language.defaults import checked_backend, get_default_backend
 from sgl_core.language.explain import CompileReport, render
 from sgl_core.language.graph import Graph
 from sgl_core.language.ir import Expr
+from sgl_core.language.lowering import copied
 from sgl_core.language.movement import check_move
 from sgl_core.language.proposers import Proposer
 from sgl_core.language.recent import Recent, static_key
@@ -244,9 +245,12 @@ class SglFunction:
             InvalidArgumentError: an option cannot be used.
         """
         check_move(move, proposer)
+        if proposer is not None and not callable(getattr(proposer, "propose", None)):
+            raise InvalidArgumentError("proposer", type(proposer).__name__, "an object with propose(region)")
         codec = None if backend is None else checked_backend(backend).codec
         fixed = _fixed(static)
         self.signature.check_bindable("compile", list(fixed))
+        fixed = {name: copied(value) for name, value in {**self.bound, **fixed}.items()}  # as they are now: a graph stays
         options = CompileOptions(fallback=fallback, move=move, proposer=proposer, codec=codec, drop_unread=drop_unread)
         key = (static_key(fixed), fallback, move, id(proposer), None if codec is None else codec.fingerprint, drop_unread)
         return self._compiled.get(key, lambda: CompiledFunction(self.bind(**fixed), options))

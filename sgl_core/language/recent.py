@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 __all__ = ["Recent", "static_key"]
 
 T = TypeVar("T")
+_PLAIN: Final = frozenset({str, bytes, int, bool, type(None)})
+"""Types whose equal values are the same in every respect."""
 
 
 class Recent(Generic[T]):
@@ -42,7 +44,11 @@ class Recent(Generic[T]):
 
 
 def static_key(value: Any) -> Hashable:
-    """A key that tells values apart as a program would, 1 from True included; what cannot be hashed is only itself."""
+    """A key that tells values apart as a program would; what cannot be hashed is only itself.
+
+    Equal values can differ: 1 and True, 0.0 and -0.0, one moment in two time zones. So the type counts, and how a value is
+    written.
+    """
     if isinstance(value, Mapping):
         return ("dict", *((static_key(key), static_key(item)) for key, item in value.items()))
     if isinstance(value, list | tuple):
@@ -51,4 +57,4 @@ def static_key(value: Any) -> Hashable:
         hash(value)
     except TypeError:
         return (type(value), id(value))
-    return (type(value), value)
+    return (type(value), value) if type(value) in _PLAIN else (type(value), value, repr(value))

@@ -171,7 +171,7 @@ class Recorder:
         )
         if str(error).startswith("sequence item "):  # what str.join says
             what = "str.join needs texts, and some of these have no value yet"
-            cure = 'Use host code: sgl.call("\n".join, values).'
+            cure = 'Use host code: sgl.call("\\n".join, values).'
         self.refusals.refuse(what, cure, place=None if frame is None else place_of(frame, line))
 
     def may_not_be_text(self, source: Value) -> bool:

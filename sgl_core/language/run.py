@@ -6,7 +6,6 @@ Owns the list of streams, the cancellation and the record of which errors the us
 from __future__ import annotations
 
 import hashlib
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sgl_core.backend import Backend, TextCodec
 from sgl_core.errors import InvalidArgumentError, RequestAborted
+from sgl_core.ids import new_id
 from sgl_core.language.dispatcher import post
 from sgl_core.language.joining import when_all
 from sgl_core.language.places import warn_user
@@ -80,7 +80,7 @@ class ProgramRun:
         self.codec: TextCodec = backend.codec or TextOnlyCodec()
         self.seed = backend.new_seed() if seed is None else seed
         self.namespace = namespace
-        self.program_id = secrets.token_hex(8)
+        self.program_id = new_id()
         self.body_done = threading.Event()
         self.ended = threading.Event()  # the body and all streams; somebody else may be waiting for it
         self.body_error: BaseException | None = None

@@ -6,7 +6,8 @@ Called by the primitives and by ``SglFunction``; the stream combines both into t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, TypedDict
 
 from sgl_core.errors import GrammarError, InvalidArgumentError, check_options
@@ -73,7 +74,7 @@ class SamplingOptions(TypedDict, total=False):
     return_text_in_logprobs: bool | None
 
 
-def sampling_options(where: str, given: Mapping[str, Any], *, others: Set[str] = frozenset()) -> dict[str, Any]:
+def sampling_options(where: str, given: Mapping[str, Any], *, others: AbstractSet[str] = frozenset()) -> dict[str, Any]:
     """Check options and give them their ``SamplingParams`` names; those that are None are left out.
 
     Args:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sgl_core.backend import Handle
-from sgl_core.errors import ProgramError, SglError
+from sgl_core.errors import ProgramError
 from sgl_core.language.dispatcher import post
 from sgl_core.language.generating import GenTask, Pending, start_select
 from sgl_core.language.graph import GraphNode, Join
@@ -484,13 +484,13 @@ class StreamExecutor:
         """Ask for the text so far to be computed; a refusal changes nothing."""
         if not self.run.backend.capabilities.token_ids:
             return None
-        ids = self._position.stable_ids(self.run.codec)
-        if len(ids) - self._requested_len < min_tokens:
-            return None
-        request = PrefetchRequest(ids, self.run.namespace, timeout_s=PREFETCH_DEADLINE_S, when_idle=when_idle)
         try:
+            ids = self._position.stable_ids(self.run.codec)
+            if len(ids) - self._requested_len < min_tokens:
+                return None
+            request = PrefetchRequest(ids, self.run.namespace, timeout_s=PREFETCH_DEADLINE_S, when_idle=when_idle)
             handle = self.run.backend.prefetch(request)
-        except SglError:  # the request that needs it says what is wrong
+        except Exception:  # whatever it is: the request that needs the text says what is wrong
             return None
         if not when_idle:
             self._requested_len = len(ids)

@@ -39,4 +39,4 @@ def role_after(role: str | None, nodes: Iterable[Expr]) -> str | None:
 
 
 def _a_turn(role: str) -> str:
-    return f"{'an' if role[0] in 'aeiou' else 'a'} {role!r} turn"
+    return f"{'an' if role == 'assistant' else 'a'} {role!r} turn"

@@ -1,7 +1,7 @@
 """The rules of graphs, and a check that a graph keeps them all.
 
-Called on what the tracer made, after every pass, and on every graph that was read from a file: whoever runs or draws a graph
-may rely on them. The check walks the nodes once, in program order, as the program's body would go.
+Called after every pass, before a graph is drawn, and on every graph that was read from a file: whoever runs a graph may rely on
+them. The check walks the nodes once, in program order, as the program's body would go.
 """
 
 from __future__ import annotations

@@ -48,18 +48,21 @@ class Window(Generic[T]):
         """One thread at a time starts jobs, in a loop: a job that ends at once must not start the next one inside itself."""
         while (entry := self._next()) is not None:
             job, outcome = entry
-            if not outcome.set_running_or_notify_cancel():
-                self._end_one()
-                continue
-            try:
-                inner = job()
-            except BaseException as error:
-                outcome.set_exception(error)
-                self._end_one()
-            else:
-                inner.add_done_callback(lambda ended, outcome=outcome: self._ended(ended, outcome))  # type: ignore[misc]
+            self._start(job, outcome)
             with self._lock:
                 self._is_starting = False
+
+    def _start(self, job: Callable[[], Future[T]], outcome: Future[T]) -> None:
+        if not outcome.set_running_or_notify_cancel():
+            self._end_one()
+            return
+        try:
+            inner = job()
+        except BaseException as error:
+            outcome.set_exception(error)
+            self._end_one()
+        else:
+            inner.add_done_callback(lambda ended: self._ended(ended, outcome))
 
     def _next(self) -> tuple[Callable[[], Future[T]], Future[T]] | None:
         with self._lock:

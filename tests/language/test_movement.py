@@ -204,7 +204,7 @@ def test_values_and_joined_texts_differ_from_run_to_run():
 def test_without_a_codec_the_gain_is_not_known():
     _, report = move(question(), "aggressive")
     assert report.gained_tokens is None
-    assert "not known without a codec" in report.render()
+    assert "not counted: tokens need a model" in report.render()
 
 
 def test_the_report_shows_a_diff_that_a_person_can_read():

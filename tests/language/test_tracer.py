@@ -417,7 +417,7 @@ def test_what_was_recorded_before_c_code_refused_can_be_had() -> None:
             s += ", ".join(["a", essay])  # noqa: FLY002
 
     tracer = Tracer(body)
-    with pytest.raises(TraceError, match=r'expected str instance.*s \+= ", "\.join'):
+    with pytest.raises(TraceError, match=r'str\.join needs texts.*s \+= ", "\.join'):
         tracer.run()
     assert ops(tracer.recorded()) == [RoleBegin("user")]
 

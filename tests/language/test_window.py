@@ -52,6 +52,14 @@ def test_a_job_that_cannot_start_leaves_room_for_the_next():
     assert other.result(0) == "B"
 
 
+def test_a_job_that_somebody_cancels_before_it_begins_leaves_the_others_their_turn():
+    jobs, window = Jobs(), Window(1)
+    outcomes = [window.submit(jobs.job(name)) for name in "abc"]
+    assert outcomes[1].cancel()
+    jobs.begun[0][1].set_result("A")
+    assert [name for name, _ in jobs.begun] == ["a", "c"]
+
+
 def test_ten_thousand_jobs_that_end_at_once_do_not_nest():
     def start():
         future = Future()

@@ -140,6 +140,20 @@ def test_an_error_in_the_program_is_one_line_with_its_place_and_exit_code_1(open
     assert "program.py, line 6" in err
 
 
+def test_a_mistake_that_names_no_line_is_shown_with_the_line_of_the_program(opened, program, capsys):
+    path = program("import sgl_native as sgl\n\n\n@sgl.function\ndef main(s):\n    s += 7\n")
+    assert cli.main(["run", path]) == 1
+    assert capsys.readouterr().err.endswith(f"Convert a value with str(...) first. ({path}:6)\n")
+    assert cli.main(["graph", path]) == 1
+    assert capsys.readouterr().err.endswith(f"Convert a value with str(...) first. ({path}:6)\n")
+
+
+def test_the_line_of_the_program_is_not_shown_twice(opened, program, capsys):
+    path = program("import sgl_native as sgl\n\n\n@sgl.function\ndef main(s):\n    s.user_end()\n")
+    assert cli.main(["run", path]) == 1
+    assert capsys.readouterr().err.count(f"{path}:6") == 1
+
+
 def test_an_error_of_the_model_inside_the_program_has_exit_code_1(monkeypatch, program, capsys):
     monkeypatch.setattr(engines, "open_engine", lambda config: FakeBackend(fail=lambda request: ValueError("no more ink")))
     assert cli.main(["run", program(), "--arg", "name=Ada"]) == 1

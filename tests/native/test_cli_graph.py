@@ -98,6 +98,13 @@ def test_a_program_that_cannot_be_traced_has_exit_code_1_and_the_message(monkeyp
     )
 
 
+def test_an_argument_that_has_to_be_static_is_said_in_the_words_of_the_command(tmp_path, capsys):
+    program = tmp_path / "judge.py"
+    program.write_text(PROGRAM + "    s.fork(len(dimensions))\n", encoding="utf-8")
+    assert cli.main(["graph", str(program)]) == 1
+    assert capsys.readouterr().err.endswith(" Here: --static dimensions=VALUE.\n")
+
+
 @pytest.mark.parametrize("option", ["--svg", "--dot", "--mermaid", "--json"])
 def test_a_file_that_cannot_be_written_is_bad_input(traced, program, tmp_path, option, capsys):
     assert cli.main(["graph", program, option, str(tmp_path / "absent" / "out")]) == 2

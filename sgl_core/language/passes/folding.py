@@ -5,8 +5,9 @@ and nothing of any other stream at which the program's body can fail. It holds b
 string, and because whatever makes the body stop before the second then stops it before the first as well.
 
 Reads. A ``Read`` is where the body fails if a value did. It goes if the value cannot have failed by then: it was read or handed
-to a call before, a call or a join made it, it was made in a fork whose join has raised nothing, or it is an argument. It also goes if the next node of the program is a call with that value and no
-other: nothing lies between that could fail first or run in vain, and the call fails with the same error.
+to a call before, a call or a join made it, it was made in a fork whose join has raised nothing, or it is an argument. It also
+goes if the next node of the program is a call with that value and no other: nothing lies between that could fail first or run
+in vain, and the call fails with the same error.
 
 Gains no tokens; the nodes that remain say what the program does.
 """

@@ -40,7 +40,7 @@ def run(graph: Graph, context: PassContext) -> tuple[Graph, PassReport]:
         if isinstance(node.op, Fork) and node.op.number > 1:
             streams = num_requesting[node.id]
             commit = streams > 1 and new_text.may_reach(_MIN_SHARED_TOKENS)
-            notes.append(_note(node, streams, new_text, commit=commit))
+            notes.append(_note(node, streams, _size(new_text, context), commit=commit))
             changes += commit != node.commit
             node = replace(node, commit=commit)
             if commit:
@@ -57,11 +57,15 @@ def _requesting_streams(graph: Graph) -> Counter[int]:
     return Counter(node.op.fork for node in graph.nodes if isinstance(node.op, GetForkItem) and node.id in behind)
 
 
-def _note(node: GraphNode, streams: int, new_text: NewText, *, commit: bool) -> str:
+def _size(new_text: NewText, context: PassContext) -> str:
+    about = "about " if context.codec is None else ""
+    return f"{'at least ' if new_text.is_open else ''}{about}{new_text.tokens}"
+
+
+def _note(node: GraphNode, streams: int, size: str, *, commit: bool) -> str:
     fork = f"%{node.id}{line_of(node)}"
     if commit:
-        size = f"{'at least ' if new_text.is_open else ''}{new_text.tokens} tokens"
-        return f"{fork} computes {size} once for {streams} streams, on backends that do not share in flight."
+        return f"{fork} computes {size} tokens once for {streams} streams, on backends that do not share in flight."
     if streams < 2:
         return f"{fork} stays: fewer than two of its streams request anything."
-    return f"{fork} stays: {new_text.tokens} new tokens are too few for a request of their own."
+    return f"{fork} stays: {size} new tokens are too few for a request of their own."

@@ -120,7 +120,8 @@ def itself(function: SglFunction) -> SglFunction:
 def observe(program: Program, prepare: Prepare = itself, mode: Mode = Mode.RUN, *, with_requests: bool = False) -> Observation:
     """Run a program once for each of its argument sets and say what is to be seen, warnings included unless a run fails.
 
-    How much of a program that fails has warned before is nobody's promise. Warnings are caught for the whole process, so only one thread may do this at a time.
+    How much of a program that fails has warned before is nobody's promise. Warnings are caught for the whole process, so only
+    one thread may do this at a time.
 
     Args:
         program: what to run; its source is executed anew.

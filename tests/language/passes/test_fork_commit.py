@@ -47,6 +47,14 @@ def test_a_fork_behind_new_text_is_marked_and_the_report_has_the_figures() -> No
     )
 
 
+def test_without_a_codec_the_figures_are_said_to_be_estimates() -> None:
+    b = program()
+    b.say("a word or two " * 10)
+    asking(b, 2)
+    _, report = committed(b, codec=None)
+    assert "computes about 35 tokens once" in report.notes[0]
+
+
 def test_text_of_unknown_length_is_reason_enough() -> None:
     b = program()
     b.say(SHORT, Argument("a"))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from sgl_core.errors import GraphError, InvalidArgumentError
+from sgl_core.errors import GraphError, InvalidArgumentError, TraceError
 from sgl_core.language.graph import Graph
 from sgl_core.language.graph_drawing import to_dot, to_mermaid
 from sgl_core.language.graph_json import to_json
@@ -78,7 +78,12 @@ def _traced(options: argparse.Namespace) -> Graph:
     program = load_program(options.file)
     program.signature.check_bindable("--static", list(static))
     with program_errors():
-        return program.trace(static=static)
+        try:
+            return program.trace(static=static)
+        except TraceError as error:
+            if error.argument is not None:
+                error.add_note(f"Here: --static {error.argument}=VALUE.")
+            raise
 
 
 def _document(name: str, graph: Graph, file: Path) -> str:
