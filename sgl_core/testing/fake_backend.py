@@ -85,7 +85,7 @@ class FakeBackend:
         self._reply = reply or _made_up
         self._fail = fail
         self._lock = threading.Lock()
-        self._pool = _TimedPool(self._answer, latency_s)
+        self._pool = _TimedPool(latency_s)
         self._pending: set[_Pending] = set()
         self._is_closed = False
 
@@ -178,25 +178,6 @@ class FakeBackend:
         with self._lock:
             self._pending.discard(handle)
 
-    def _answer(self, handle: _Pending) -> None:
-        if handle.done():  # aborted while it waited
-            return
-        request = handle.request
-        deltas: list[GenDelta] = []
-        try:
-            if isinstance(request, ScoreRequest):
-                value: Any = _scores(request)
-            else:
-                value, deltas = self._generated(request)
-        except BaseException as raised:
-            self._forget(handle)
-            handle.fail(raised)
-            return
-        self._forget(handle)
-        for delta in deltas:
-            handle.push(delta)
-        handle.finish(value)
-
     def _generated(self, request: GenRequest) -> tuple[Any, list[GenDelta]]:
         error = None if self._fail is None else self._fail(request)
         if error is not None:
@@ -266,6 +247,25 @@ class _Pending(RequestHandle[Any]):
         self._backend = backend
         self.request = request
         self.due_s = 0.0
+
+    def answer(self) -> None:
+        """Compute the reply; whatever goes wrong is the request's error."""
+        if self.done():  # aborted while it waited
+            return
+        deltas: list[GenDelta] = []
+        try:
+            if isinstance(self.request, ScoreRequest):
+                value: Any = _scores(self.request)
+            else:
+                value, deltas = self._backend._generated(self.request)
+        except BaseException as raised:
+            self._backend._forget(self)
+            self.fail(raised)
+            return
+        self._backend._forget(self)
+        for delta in deltas:
+            self.push(delta)
+        self.finish(value)
 
     def abort(self) -> None:
         """End it now; a late reply then has no effect."""
@@ -365,8 +365,7 @@ class _TimedPool:
     _MOST = 8
     _IDLE_S = 0.2
 
-    def __init__(self, run: Callable[[_Pending], None], delay_s: float) -> None:
-        self._run = run
+    def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
         self._changed = threading.Condition()
         self._queue: deque[_Pending] = deque()  # by when they are due, as all wait equally long
@@ -389,7 +388,7 @@ class _TimedPool:
 
     def _work(self) -> None:
         while (handle := self._next()) is not None:
-            self._run(handle)
+            handle.answer()
 
     def _next(self) -> _Pending | None:
         """The next request when it is due; None when this thread has nothing to do."""

@@ -7,6 +7,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 
+from sgl_core.handle import RequestHandle
 from sgl_core.types import FinishReason
 from sgl_langchain import ChatSgl, SglLLM
 
@@ -153,14 +154,7 @@ def test_an_interrupted_call_aborts_its_request(endless, monkeypatch):
         raise KeyboardInterrupt
 
     chat = ChatSgl(engine=endless)
-    submit = endless.submit
-
-    def submit_and_interrupt(request):
-        handle = submit(request)
-        monkeypatch.setattr(handle, "result", interrupted)
-        return handle
-
-    monkeypatch.setattr(endless, "submit", submit_and_interrupt)
+    monkeypatch.setattr(RequestHandle, "result", interrupted)
     with pytest.raises(KeyboardInterrupt):
         chat.invoke("x")
     assert [handle.done() for handle in endless.handles] == [True]
