@@ -7,7 +7,7 @@ import linecache
 import sys
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -79,6 +79,13 @@ def warn_user(message: str) -> None:
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
+def _spellings_in(text: str, codec: TextCodec) -> Iterator[str]:
+    """Each spelling of a control token once: which of them a text has does not depend on how it was put together."""
+    while (spelling := codec.special_spelling(text)) is not None:
+        yield spelling
+        text = text.replace(spelling, "")
+
+
 def warn_of_special_spellings(nodes: Iterable[Expr], codec: TextCodec, place: Place | None = None) -> None:
     """Warn of text that looks like a control token and is none; once for each codec and spelling.
 
@@ -87,12 +94,8 @@ def warn_of_special_spellings(nodes: Iterable[Expr], codec: TextCodec, place: Pl
         codec: knows the spellings.
         place: the line to point at; None is the nearest caller outside this package.
     """
-    for node in nodes:
-        if not isinstance(node, ConstantText):
-            continue
-        spelling = codec.special_spelling(node.text)
-        if spelling is None:
-            continue
+    texts = (node.text for node in nodes if isinstance(node, ConstantText))
+    for spelling in (spelling for text in texts for spelling in _spellings_in(text, codec)):
         with _warned_lock:
             is_new = (codec.fingerprint, spelling) not in _warned
             _warned.add((codec.fingerprint, spelling))

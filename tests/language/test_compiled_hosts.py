@@ -14,7 +14,7 @@ import pytest
 
 import sgl_core.language as sgl
 from sgl_core.errors import InvalidArgumentError, ProgramError, RequestAborted, TraceError
-from sgl_core.testing import FakeBackend
+from sgl_core.testing import ByteCodec, FakeBackend
 
 HANG_S = 10.0
 WHO: ContextVar[str] = ContextVar("who", default="nobody")
@@ -229,3 +229,21 @@ def test_a_body_that_is_interrupted_on_the_loop_aborts_its_requests(raised: type
         with pytest.raises(raised):
             coroutine.send(None)
         assert isinstance(states[0].error(), RequestAborted)
+
+
+def test_every_spelling_in_a_text_is_warned_of_compiled_and_interpreted() -> None:
+    """The interpreter appends a value and the text behind it as one str, a graph as two."""
+
+    class OwnCodec(ByteCodec):
+        fingerprint = "bytes of a test about spellings"
+
+    @sgl.function
+    def quoting(s: Any) -> None:
+        s += "a" + sgl.gen("x", max_tokens=2)
+        s += sgl.call(lambda _: "<|assistant|>", s["x"]) + " and <|end_user|>"
+
+    for program in (quoting, quoting.compile()):
+        OwnCodec.fingerprint += "."
+        with FakeBackend(codec=OwnCodec()) as backend, pytest.warns(UserWarning, match="spelling") as caught:
+            program.run(backend=backend)
+        assert sorted(str(warning.message).split("'")[1] for warning in caught) == ["<|assistant|>", "<|end_user|>"]
