@@ -34,6 +34,7 @@ from sgl_core.language.primitives import (
 )
 from sgl_core.language.program import SglFunction, function
 from sgl_core.language.sampling import to_context
+from sgl_core.language.saved import load_graph
 from sgl_core.language.services import flush_cache, get_server_info
 from sgl_core.language.state import ProgramState
 
@@ -58,6 +59,7 @@ __all__ = [
     "get_server_info",
     "greedy_token_selection",
     "image",
+    "load_graph",
     "raw",
     "select",
     "separate_reasoning",

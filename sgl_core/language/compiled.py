@@ -76,14 +76,16 @@ class CompiledFunction:
     Args:
         function: the program; what is static is bound in it.
         options: how to compile.
+        graph: the program was traced elsewhere, and its body is not here.
 
     Raises:
         TraceError: it cannot be compiled, and may not fall back.
     """
 
-    def __init__(self, function: SglFunction, options: CompileOptions) -> None:
+    def __init__(self, function: SglFunction, options: CompileOptions, *, graph: Graph | None = None) -> None:
         """Trace it."""
         self.function = function
+        self._given = graph
         self._options = options
         self._graphs: Recent[_Compiled] = Recent(_MOST_GRAPHS)
         self._reason: TraceError | None = None
@@ -254,13 +256,22 @@ class CompiledFunction:
 
     def _compile(self, singletons: Mapping[str, Any]) -> _Compiled:
         options = self._options
-        graph = traced = trace(self.function, static=singletons)
+        graph = traced = self._traced(singletons)
         moved = None
         if options.move is not None:
             graph, moved = move_parts(graph, options.move, proposer=options.proposer, codec=options.codec)
         context = PassContext(codec=options.codec, drop_unread=options.drop_unread)
         graph, reports = run_passes(graph, context)
         return _Compiled(Plan.of(graph, traced), CompileReport.compiled(graph, reports, moved))
+
+    def _traced(self, singletons: Mapping[str, Any]) -> Graph:
+        if self._given is None:
+            return trace(self.function, static=singletons)
+        if singletons:
+            name, value = next(iter(singletons.items()))
+            cure = f"Save the program compiled with static={{{name!r}: {value!r}}}."
+            raise InvalidArgumentError(name, value, "a value that no program compares with `is`, for a loaded graph", cure)
+        return self._given
 
     def _start(
         self, where: str, args: Sequence[Any], kwargs: Mapping[str, Any], extra: frozenset[str] = frozenset()
