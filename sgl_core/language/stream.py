@@ -479,6 +479,7 @@ class StreamExecutor:
     def _begin_children(self, step: _Step) -> None:
         for child in step.children:
             child.begin(self._position, self._requested_len, self._authored_len)
+        self._requested_len = max(self._requested_len, self._position.ids.length)  # the children's requests begin with it
 
     def _prefetch(self, min_tokens: int, *, when_idle: bool) -> Handle[PrefetchResult] | None:
         """Ask for the text so far to be computed; a refusal changes nothing."""

@@ -1,6 +1,7 @@
 """Compiled programs: the same results by every way of running them, and what is theirs alone."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -342,3 +343,18 @@ def test_a_flag_with_a_default_may_be_asked_for_its_truth(backend):
         assert compiled.run(question="Why?", backend=backend, temperature=0, **arguments).text() == expected
     with pytest.raises(TraceError, match="hint"):
         compiled.run(question="Why?", hint="none", backend=backend)
+
+
+def test_what_forks_have_asked_for_is_not_prefetched_once_more(backend, monkeypatch):
+    monkeypatch.setattr(backend, "capabilities", replace(backend.capabilities, shares_in_flight=True))
+
+    @sgl.function
+    def ask(s, text):
+        s += sgl.user(text)
+        forks = s.fork(2)
+        forks += sgl.user("Why?") + sgl.assistant(sgl.gen("x", max_tokens=4))
+        forks.join()
+        s += sgl.user("In short: " + sgl.call("".join, s["x"])) + sgl.assistant(sgl.gen("y", max_tokens=4))
+
+    ask.compile().run(text="A long text that all of them share. " * 10, backend=backend)
+    assert [request for request in backend.prefetches if request.when_idle] == []

@@ -207,6 +207,7 @@ class Simulation:
 
     def abort(self, request_id: str) -> Finished | None:
         """Abort whatever has this id; None if that was not here any more."""
+        self.note(self.scheduler.collect())  # a prefetch may have been dropped as it came
         event = self.scheduler.abort(request_id)
         assert (event is None) == (request_id not in self.requests or request_id in self.ends), "an abort hit or missed wrongly"
         if event is not None:

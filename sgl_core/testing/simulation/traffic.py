@@ -177,8 +177,15 @@ class _Traffic:
             self.operations.append(Retract(self.victim()))
 
     def pin(self) -> None:
+        """Mostly of a text that somebody brought lately, as nothing else is likely to be cached."""
         name, self.num_pins = f"pin{self.num_pins}", self.num_pins + 1
-        self.operations.append(Pin(name, self.prompt(), self.rng.uniform(1.0, 40.0), self.rng.choice(_NAMESPACES)))
+        recent = [operation for operation in self.operations[-_RECENT:] if isinstance(operation, Submit)]
+        pieces, namespace = self.prompt(), self.rng.choice(_NAMESPACES)
+        if recent and self.rng.random() < 0.8:
+            brought = self.rng.choice(recent)
+            family, length = brought.pieces[0]
+            pieces, namespace = ((family, self.rng.randint(1, length)),), brought.namespace
+        self.operations.append(Pin(name, pieces, self.rng.uniform(1.0, 40.0), namespace))
 
     def unpin(self) -> None:
         self.operations.append(Unpin(f"pin{self.rng.randrange(self.num_pins + 1)}"))
