@@ -347,10 +347,8 @@ class _Bound:
     state: ProgramState
     arguments: dict[str, Any]
 
-    def start(self, run_call: RunCall, on_end: OnEnd, context: contextvars.Context | None = None) -> GraphRun:
-        graph_run = GraphRun(self.plan, self.state.run, self.arguments, run_call, on_end, context=context)
-        graph_run.start()
-        return graph_run
+    def graph_run(self, run_call: RunCall, on_end: OnEnd, context: contextvars.Context | None = None) -> GraphRun:
+        return GraphRun(self.plan, self.state.run, self.arguments, run_call, on_end, context=context)
 
     def pass_without_thread(self, run_call: RunCall, context: contextvars.Context) -> _Outcome:
         """Pass the checkpoints as they come; the outcome is there when the whole program has ended."""
@@ -369,7 +367,7 @@ class _Bound:
             state.run.end_body(error)
             state.run.when_streams_end(lambda: finish(error))
 
-        graph_run = GraphRun(self.plan, state.run, self.arguments, run_call, end, context=context)
+        graph_run = self.graph_run(run_call, end, context)
         graph_run.start()
         return outcome
 
@@ -382,7 +380,8 @@ class _Bound:
             ended.append(error)
             calls.put(None)
 
-        graph_run = self.start(calls.put, end)
+        graph_run = self.graph_run(calls.put, end)
+        graph_run.start()
         while (call := calls.get()) is not None:
             call()
         return _returned(graph_run, ended[0])
@@ -400,7 +399,8 @@ class _Bound:
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
                 loop.call_soon_threadsafe(set_ended, error)
 
-        graph_run = self.start(_in_own_thread, end, contextvars.copy_context())
+        graph_run = self.graph_run(_in_own_thread, end, contextvars.copy_context())
+        graph_run.start()
         return _returned(graph_run, await ended)
 
 

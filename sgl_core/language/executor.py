@@ -46,7 +46,6 @@ from sgl_core.language.ir import (
 )
 from sgl_core.language.joining import appended_nodes, defined_names, first_error, gather, when_all
 from sgl_core.language.places import warn_of_special_spellings
-from sgl_core.language.position import Position
 from sgl_core.language.run import CURRENT_STATE, ProgramRun
 from sgl_core.language.state import ProgramState
 from sgl_core.language.stream import StreamExecutor
@@ -140,7 +139,7 @@ class GraphRun:
             case StreamBegin():
                 stream = StreamExecutor(self._run, self._plan.graph.streams[node.stream].path)
                 self._streams[node.stream] = stream
-                stream.begin(Position(), 0, None)
+                stream.begin()
             case Fork():
                 forked = self._plan.forks[node.id]
                 children = self._streams[node.stream].fork_traced(node, order, [stream.path for stream in forked])

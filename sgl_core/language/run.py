@@ -17,7 +17,6 @@ from sgl_core.ids import new_id
 from sgl_core.language.dispatcher import post
 from sgl_core.language.joining import when_all
 from sgl_core.language.places import warn_user
-from sgl_core.language.position import Position
 from sgl_core.language.sampling import OPTION_NAMES, combined_params
 from sgl_core.language.stream import StreamExecutor
 from sgl_core.language.textonly import TextOnlyCodec
@@ -94,7 +93,7 @@ class ProgramRun:
         self._cut: str | None = None
         self._stop: tuple[int, BaseException] | None = None
         self.root = StreamExecutor(self, ())
-        self.root.begin(Position(), 0, None)
+        self.root.begin()
 
     # ---- for its streams ---------------------------------------------------------------------------------------------
     def register(self, stream: StreamExecutor) -> None:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PREFETCH_DEADLINE_S", "StreamExecutor"]
 
+_EMPTY: Final = Position()
 _UNORDERED: Final = -1
 PREFETCH_DEADLINE_S: Final = 60.0
 """After that long a program that still has not used its prefix is slower than anything a prefetch could save."""
@@ -141,7 +142,7 @@ class StreamExecutor:
         self._num_generations = 0
         self._num_children = 0
         # Below: written by the dispatcher only.
-        self._position = Position()
+        self._position = _EMPTY
         self._origin: Trail | None = None
         self._fork_len = 0  # settled tokens that it has in common with its siblings
         self._requested_len = 0  # tokens that a request of its history has had computed
@@ -229,13 +230,9 @@ class StreamExecutor:
         op = node.op
         with self._lock:
             self._open_role = role_after(self._open_role, (op,))
-            defines = reasoning = None
             if isinstance(op, Gen | Select):
                 self._num_generations = node.index + 1
-                defines = self._variables.define(VariableFuture(op.name or "", is_automatic=node.is_automatic))
-                reasoning = self._define_reasoning(op, defines)
-            elif isinstance(op, ScopeEnd):
-                defines = self._variables.define(VariableFuture(op.name))
+            defines, reasoning = self._define_for(op, node.index, is_automatic=node.is_automatic)
             step = _Step(
                 op,
                 node.index,
@@ -272,7 +269,7 @@ class StreamExecutor:
             path = (*self.path, self._num_children)
             self._num_children += 1
         child = StreamExecutor(self.run, path)
-        child.begin(Position(), 0, None)
+        child.begin()
         return child
 
     def barrier(self) -> VariableFuture:
@@ -306,21 +303,27 @@ class StreamExecutor:
             post(self._pump)
 
     def _step(self, node: Expr) -> _Step:
+        index = 0
+        if isinstance(node, Gen | Select):
+            index = self._num_generations
+            self._num_generations += 1
+        is_automatic = isinstance(node, Gen | Select) and node.name is None
+        defines, reasoning = self._define_for(node, index, is_automatic=is_automatic)
+        return _Step(node, index, defines=defines, reasoning=reasoning)
+
+    def _define_for(self, node: Expr, index: int, *, is_automatic: bool) -> tuple[VariableFuture | None, VariableFuture | None]:
+        """The variable that a node makes, if it makes one, and that of the reasoning which it keeps apart."""
         match node:
             case Gen(name=name) | Select(name=name):
-                index = self._num_generations
-                self._num_generations += 1
-                future = self._variables.define(VariableFuture(name or automatic_name(index), is_automatic=name is None))
-                return _Step(node, index, defines=future, reasoning=self._define_reasoning(node, future))
+                future = VariableFuture(name or automatic_name(index), is_automatic=is_automatic)
             case ScopeEnd(name=name):
-                return _Step(node, defines=self._variables.define(VariableFuture(name)))
+                future = VariableFuture(name)
             case _:
-                return _Step(node)
-
-    def _define_reasoning(self, node: Gen | Select, future: VariableFuture) -> VariableFuture | None:
-        if isinstance(node, Select) or node.reasoning is None:
-            return None
-        return self._variables.define(VariableFuture(reasoning_name(future.name)))
+                return None, None
+        self._variables.define(future)
+        if not isinstance(node, Gen) or node.reasoning is None:
+            return future, None
+        return future, self._variables.define(VariableFuture(reasoning_name(future.name)))
 
     def _children(self, paths: list[tuple[int, ...]]) -> tuple[StreamExecutor, ...]:
         self._num_children += len(paths)
@@ -331,7 +334,7 @@ class StreamExecutor:
         )
 
     # ---- running: the dispatcher's thread ----------------------------------------------------------------------------
-    def begin(self, position: Position, requested_len: int, authored_len: int | None) -> None:
+    def begin(self, position: Position = _EMPTY, requested_len: int = 0, authored_len: int | None = None) -> None:
         """Start at ``position``; called once.
 
         Args:

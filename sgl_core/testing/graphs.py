@@ -1,10 +1,11 @@
-"""Graphs made by hand, for tests of whatever reads graphs: a small builder, and the graphs of three programs.
+"""Graphs for tests: a small builder, the graphs of three programs made by hand, and those that the tracer makes of a body.
 
-They are what the tracer makes of such programs, so that a test needs neither a tracer nor a backend.
+The ones made by hand are what the tracer makes of such programs, so that a test of what reads graphs needs no tracer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sgl_core.language.graph import (
@@ -35,8 +36,11 @@ from sgl_core.language.ir import (
     Select,
     Variable,
 )
+from sgl_core.language.program import function
+from sgl_core.language.tracer import trace
+from sgl_core.language.verifier import verify
 
-__all__ = ["GraphBuilder", "essay_judge_graph", "roles_graph", "tip_suggestion_graph"]
+__all__ = ["GraphBuilder", "essay_judge_graph", "ops", "roles_graph", "tip_suggestion_graph", "traced"]
 
 _METHOD = "token_length_normalized"
 
@@ -202,3 +206,15 @@ def roles_graph() -> Graph:
     b.add(Read(NodeValue(kind_id, kind)))
     b.add(Read(NodeValue(answer, "answer")))
     return b.build(returns=(NodeValue(kind_id, kind), NodeValue(answer, "answer")))
+
+
+def traced(body: Callable[..., Any], **static: Any) -> Graph:
+    """The verified graph of a program's body, before any pass."""
+    graph = trace(function(body), static=static)
+    verify(graph)
+    return graph
+
+
+def ops(graph: Graph, stream: int = 0) -> list[Expr]:
+    """What the nodes of one stream do, in order."""
+    return [node.op for node in graph.of_stream(stream)]

@@ -18,11 +18,7 @@ from sgl_core.errors import TraceError, VariableNotFoundError
 from sgl_core.language.graph import Graph, Read
 from sgl_core.language.ir import ConstantText
 from sgl_core.language.state import ProgramState
-from sgl_core.language.tracer import trace
-
-
-def traced(body: Callable[..., Any], **static: Any) -> Graph:
-    return trace(sgl.function(body), static=static)
+from sgl_core.testing.graphs import traced
 
 
 def refused(body: Callable[..., Any], match: str) -> TraceError:

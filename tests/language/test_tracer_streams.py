@@ -17,7 +17,6 @@ from sgl_core.errors import (
 from sgl_core.language.graph import (
     Call,
     GetForkItem,
-    Graph,
     Join,
     Read,
     StreamBegin,
@@ -35,20 +34,9 @@ from sgl_core.language.ir import (
     Variable,
 )
 from sgl_core.language.state import ProgramState
-from sgl_core.language.tracer import trace
-from sgl_core.language.verifier import verify
+from sgl_core.testing.graphs import ops, traced
 
 TIMEOUT_S = 30
-
-
-def traced(body: Callable[..., Any], **static: Any) -> Graph:
-    graph = trace(sgl.function(body), static=static)
-    verify(graph)
-    return graph
-
-
-def ops(graph: Graph, stream: int = 0) -> list[Expr]:
-    return [node.op for node in graph.of_stream(stream)]
 
 
 def generation(name: str) -> Expr:
