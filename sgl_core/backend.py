@@ -105,6 +105,12 @@ class TextCodec(Protocol):
     def close_turn(self, role: str, turns: TurnState) -> tuple[int | str, ...]:
         """Pieces that close the last turn of ``turns``, as far as they do not depend on what follows."""
 
+    def body_lead(self, role: str, turns: TurnState) -> tuple[int | str, ...]:
+        """What stands between ``open_turn(role, turns)`` and a body that is given, and that a generation writes itself."""
+
+    def body_trim(self, role: str, turns: TurnState) -> tuple[bool, bool]:
+        """Whether the template drops white space at the left and right end of a given body."""
+
     def stable_len(self, text: str) -> int:
         """Leading ids of ``encode(text)`` that no continuation of ``text`` can change."""
 

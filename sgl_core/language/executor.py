@@ -165,8 +165,7 @@ class GraphRun:
                 self._submit_to_stream(order, node, None)
 
     def _submit_to_stream(self, order: int, node: GraphNode, awaits: VariableFuture | None) -> None:
-        keeps = node.id in self._plan.shared
-        futures = self._streams[node.stream].submit_traced(node, order, awaits=awaits, keeps_result=keeps)
+        futures = self._streams[node.stream].submit_traced(node, order, awaits=awaits)
         self._values.update((NodeValue(node.id, future.name), future) for future in futures)
 
     def _submit_argument(self, order: int, node: GraphNode, name: str) -> None:

@@ -58,7 +58,6 @@ class GenTask:
         params: of the request.
         future: gets the value.
         reasoning: gets the reasoning that is kept apart, if the node says so.
-        keeps_result: another gen will share the result.
     """
 
     run: ProgramRun
@@ -67,7 +66,6 @@ class GenTask:
     params: SamplingParams
     future: VariableFuture
     reasoning: VariableFuture | None
-    keeps_result: bool
 
     def start(self, hints: Hints) -> Pending:
         """Submit the request; the variable's listeners hear of its text as it comes."""
@@ -86,8 +84,7 @@ class GenTask:
         run, node = self.run, self.node
         if result.finish_reason is FinishReason.ABORT:
             raise run.cancelled or RequestAborted(f"the request of variable {self.future.name!r} was aborted")
-        if self.keeps_result:
-            self.future.generation = result
+        self.future.generation = result
         meta = gen_meta(node, result, self.params.seed, run.codec)
         text = result.text
         if node.reasoning is None:

@@ -32,6 +32,7 @@ __all__ = [
     "ScopeBegin",
     "ScopeEnd",
     "Select",
+    "TokenIds",
     "Value",
     "Variable",
     "as_nodes",
@@ -81,6 +82,21 @@ class RawText(Expr):
     """An author's literal, in which spellings of control tokens become those tokens."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds(Expr):
+    """Text whose ids are known, such as a reply that was generated in an earlier run: they are appended and never encoded.
+
+    Args:
+        ids: the tokens.
+        text: as ``state.text()`` shows it.
+        text_behind_ids: the end of ``text`` that ``ids`` do not spell, as in ``GenResult``.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    text_behind_ids: str = ""
 
 
 @dataclass(frozen=True, slots=True)

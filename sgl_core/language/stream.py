@@ -36,6 +36,7 @@ from sgl_core.language.ir import (
     ScopeBegin,
     ScopeEnd,
     Select,
+    TokenIds,
     Variable,
 )
 from sgl_core.language.joining import stream_closed
@@ -69,7 +70,7 @@ class _Step:
         awaits: not before this is done: what a Variable appends, a Join brings back, or a shared generation makes.
         children: streams that a Fork starts.
         order: place in the program order of a graph; nodes of a running body have none.
-        traced: of a graph, with what the passes noted. ``keeps_result``: another node shares what this one generates.
+        traced: of a graph, with what the passes noted.
     """
 
     node: Expr | None
@@ -80,7 +81,6 @@ class _Step:
     children: tuple[StreamExecutor, ...] = ()
     order: int = _UNORDERED
     traced: GraphNode | None = None
-    keeps_result: bool = False
 
 
 class StreamExecutor:
@@ -214,7 +214,6 @@ class StreamExecutor:
         order: int,
         *,
         awaits: VariableFuture | None = None,
-        keeps_result: bool = False,
     ) -> tuple[VariableFuture, ...]:
         """Queue a node of a graph; never blocks.
 
@@ -222,7 +221,6 @@ class StreamExecutor:
             node: of a verified graph.
             order: its place in the program.
             awaits: the value that it needs, if it needs one.
-            keeps_result: another generation shares its result.
 
         Returns:
             The variables that it makes.
@@ -241,7 +239,6 @@ class StreamExecutor:
                 awaits=awaits,
                 order=order,
                 traced=node,
-                keeps_result=keeps_result,
             )
             self._enqueue([step])
         self.run.announce()
@@ -421,6 +418,9 @@ class StreamExecutor:
                 self._move(position.add_text(text))
             case RawText(text=text):
                 self._move(position.add_raw(text, codec))
+            case TokenIds(ids=ids, text=text, text_behind_ids=behind):
+                settled = position.settled(codec)
+                self._move(settled.add_generated(settled.ids, ids, text, behind))
             case Variable() if step.awaits is not None:
                 if self._authored_len is None:
                     self._authored_len = position.ids.length
@@ -502,7 +502,7 @@ class StreamExecutor:
 
     def _generate(self, step: _Step, node: Gen, future: VariableFuture) -> bool:
         params = self.run.params_for(node.options, self.path, step.index)
-        task = GenTask(self.run, self._position, node, params, future, step.reasoning, step.keeps_result)
+        task = GenTask(self.run, self._position, node, params, future, step.reasoning)
         twin = None if step.awaits is None else step.awaits.generation
         if twin is not None and params.temperature == 0:
             self._move(task.share(twin))

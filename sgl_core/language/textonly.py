@@ -46,6 +46,14 @@ class TextOnlyCodec:
         """The next segment ends it."""
         return ()
 
+    def body_lead(self, role: str, turns: TurnState) -> tuple[int | str, ...]:  # noqa: ARG002
+        """Nothing."""
+        return ()
+
+    def body_trim(self, role: str, turns: TurnState) -> tuple[bool, bool]:  # noqa: ARG002
+        """Bodies stay as they are."""
+        return False, False
+
     def stable_len(self, text: str) -> int:  # noqa: ARG002
         """No ids."""
         return 0

@@ -72,7 +72,7 @@ class VariableFuture:
         self.is_automatic = is_automatic
         self.meta = _NO_META
         self.generation: GenResult | None = None
-        """What a gen's request gave, for another gen that shares it; the stream sets it before the value is there."""
+        """What a gen's request gave; the stream sets it before the value is there."""
         self._lock = threading.Lock()
         self._is_done = False
         self._value: Any = None

@@ -180,6 +180,8 @@ class TurnPieces:
         self._split = split
         self.continued = frozenset(self._refused_repeats())
         self._closing = lru_cache(maxsize=_CACHED_RENDERS)(self._find_closing)
+        self._opening = lru_cache(maxsize=_CACHED_RENDERS)(self._find_opening)
+        self._trim = lru_cache(maxsize=_CACHED_RENDERS)(self._find_trim)
         self.prefix_stable = True
         self.notes = tuple(self._describe())
 
@@ -200,7 +202,7 @@ class TurnPieces:
         turns = self.collapse(roles)
         if self.continues(turns, role):
             return (SEPARATOR,)
-        pieces = self._split(self._opening_text(turns, role)[0])
+        pieces = self._opening(turns, role)[0]
         if is_open or not turns:
             return pieces
         rest = _behind(pieces, self._closing(turns))
@@ -218,11 +220,13 @@ class TurnPieces:
     def lead(self, roles: Sequence[str], role: str) -> Pieces:
         """Template text between the opening and a given body, which a generation writes itself."""
         turns = self.collapse(roles)
-        return () if self.continues(turns, role) else self._split(self._opening_text(turns, role)[1])
+        return () if self.continues(turns, role) else self._opening(turns, role)[1]
 
     def trim(self, roles: Sequence[str], role: str) -> tuple[bool, bool]:
         """Whether white space at the left and right end of the body of a turn of ``role`` after ``roles`` is dropped."""
-        turns = self.collapse(roles)
+        return self._trim(self.collapse(roles), role)
+
+    def _find_trim(self, turns: tuple[str, ...], role: str) -> tuple[bool, bool]:
         continues = self.continues(turns, role)
         if continues:
             turns = turns[:-1]
@@ -271,6 +275,10 @@ class TurnPieces:
             except TemplateError as error:
                 refusal = refusal or error
         raise refusal or TemplateError(f"the chat template has no turn of role {role!r}.")
+
+    def _find_opening(self, turns: tuple[str, ...], role: str) -> tuple[Pieces, Pieces]:
+        opening, lead = self._opening_text(turns, role)
+        return self._split(opening), self._split(lead)
 
     def _opening_text(self, turns: tuple[str, ...], role: str) -> tuple[str, str]:
         """Opening and lead of a turn, closing of the previous one included."""

@@ -14,6 +14,7 @@ import logging
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -35,6 +36,9 @@ _NO_TEMPLATE = (
     "this model's tokenizer has no chat template. Write the prompt as plain text without roles, "
     "or use a model that was trained on chats."
 )
+_REMEMBERED_TEXTS = 1024
+_LONGEST_REMEMBERED = 2048
+"""Characters. Together these bound what remembered encodings hold to some 20 MB."""
 _SELF_TEST_SPELLINGS = 64
 _SELF_TEST_BODIES = ("\n first 12", "Say 3 + 45. ", "It is 48.\n", "  last\n\nline 007")
 
@@ -82,6 +86,9 @@ class LocalCodec:
         # A text token with a space inside could still be completed across any word end.
         self._words_are_safe = not any(re.search(r"\S\s", e.content) for e in added.values() if not e.special)
         self._begin = self._find_begin()
+
+        # The constants of programs and prompt templates come again with every call.
+        self._remembered_ids = lru_cache(maxsize=_REMEMBERED_TEXTS)(lambda text: tuple(self._text_ids(text)))
 
         self._loss_lock = Lock()
         self._lossy_texts = 0
@@ -150,6 +157,8 @@ class LocalCodec:
         Raises:
             InvalidArgumentError: ``text`` is no str, or holds half a surrogate pair.
         """
+        if isinstance(text, str) and len(text) <= _LONGEST_REMEMBERED:
+            return self._remembered_ids(text)
         return tuple(self._text_ids(text))
 
     def encode_trusted(self, text: str) -> tuple[int, ...]:

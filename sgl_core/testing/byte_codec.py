@@ -86,6 +86,14 @@ class ByteCodec:
         """
         return (self._id(f"<|end_{role}|>", role), "\n")
 
+    def body_lead(self, role: str, turns: TurnState) -> tuple[int | str, ...]:  # noqa: ARG002
+        """Nothing."""
+        return ()
+
+    def body_trim(self, role: str, turns: TurnState) -> tuple[bool, bool]:  # noqa: ARG002
+        """Bodies stay as they are."""
+        return False, False
+
     def stable_len(self, text: str) -> int:
         """All of it: bytes never merge."""
         return len(self.encode(text))
