@@ -7,7 +7,7 @@ of those that it has. Adding a hook or an argument does not change ``API_VERSION
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pluggy
@@ -98,7 +98,7 @@ class RequestRecord:
 
     @classmethod
     def of(cls, handle: Handle[GenResult], adapter: str) -> RequestRecord:
-        """Read a handle that is done.
+        """Read a handle that is done; several completions of one prompt are one request.
 
         Raises:
             TimeoutError: it is not done.
@@ -106,8 +106,12 @@ class RequestRecord:
         error = handle.error()
         if error is not None:
             return cls(handle.id, adapter, error=error)
-        result = handle.result(0)
-        return cls(handle.id, adapter, result.finish_reason, result.usage, result.timings)
+        given: GenResult | list[GenResult] = handle.result(0)
+        results = given if isinstance(given, list) else [given]
+        first = results[0]
+        completion_tokens = sum(result.usage.completion_tokens for result in results)
+        usage = replace(first.usage, completion_tokens=completion_tokens)  # the prompt was one, however many answers it has
+        return cls(handle.id, adapter, first.finish_reason, usage, first.timings)
 
 
 @hookspec

@@ -145,6 +145,11 @@ class PluginHost:
             raise PluginHookError(f"sgl_create_backend returned {kind.__module__}.{kind.__qualname__}, expected a Backend.")
         return backend
 
+    @property
+    def has_observers(self) -> bool:
+        """Whether anybody would hear of ``request_finished``."""
+        return bool(self._loaded.observers)
+
     def request_finished(self, record: RequestRecord) -> None:
         """Tell the observers of the adapters that are loaded. Never raises: an observer's first error is logged."""
         for name, observe in self._loaded.observers:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sgl_core.errors import ModelFormatError
 
-__all__ = ["GgufHeader", "TensorInfo", "read_gguf_header"]
+__all__ = ["GgufHeader", "TensorInfo", "read_gguf_header", "read_gguf_metadata"]
 
 Scalar = int | float | bool | str
 
@@ -72,9 +74,25 @@ def read_gguf_header(path: Path, block_sizes: dict[int, tuple[int, int]]) -> Ggu
     Raises:
         ModelFormatError: not a GGUF file, cut short, or a size in it cannot be; names the file and what is wrong.
     """
+    with _mapped(path) as cursor:
+        return _read(cursor, block_sizes)
+
+
+def read_gguf_metadata(path: Path) -> dict[str, Scalar]:
+    """The metadata of ``path`` without its arrays; nothing behind them is read.
+
+    Raises:
+        ModelFormatError: as ``read_gguf_header``.
+    """
+    with _mapped(path) as cursor:
+        return _read_metadata(cursor)[0]
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[_Cursor]:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read(_Cursor(data), block_sizes)
+            yield _Cursor(data)
     except (_Damaged, ValueError) as error:  # ValueError: an empty file cannot be mapped; text that is not UTF-8
         raise ModelFormatError(f"model: {path} is damaged ({error}). Fetch the file again and compare its size.") from error
 
@@ -131,7 +149,8 @@ class _Cursor:
             raise _Damaged(f"an array of {count} values of type {value_type} at {self.pos} cannot be")
 
 
-def _read(cursor: _Cursor, block_sizes: dict[int, tuple[int, int]]) -> GgufHeader:
+def _read_metadata(cursor: _Cursor) -> tuple[dict[str, Scalar], int]:
+    """The metadata, and how many tensors the table behind it has."""
     start = cursor.skip(len(_MAGIC))
     if cursor.data[start : start + len(_MAGIC)] != _MAGIC:
         raise _Damaged("it does not start with GGUF")
@@ -148,6 +167,11 @@ def _read(cursor: _Cursor, block_sizes: dict[int, tuple[int, int]]) -> GgufHeade
             cursor.skip_array()
         else:
             metadata[key] = cursor.string() if value_type == _STRING else cursor.scalar(value_type)
+    return metadata, num_tensors
+
+
+def _read(cursor: _Cursor, block_sizes: dict[int, tuple[int, int]]) -> GgufHeader:
+    metadata, num_tensors = _read_metadata(cursor)
     table = [_tensor_entry(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:

