@@ -11,9 +11,9 @@ from typing import Any, Final
 from dspy import lm15
 
 from sgl_core.backend import Backend
+from sgl_core.chat.conversation import Message, render
 from sgl_core.errors import ContextLengthError, InvalidArgumentError, RequestAborted
 from sgl_core.types import FinishReason, GenDelta, GenRequest, GenResult, SamplingParams
-from sgl_dspy.rendering import render_turns
 
 __all__ = ["SUPPORTED_PARAMS", "delta_event", "end_event", "gen_request", "start_event", "to_response"]
 
@@ -39,7 +39,7 @@ def gen_request(request: lm15.Request, backend: Backend) -> GenRequest:
     _refuse_unsupported(request)
     if backend.codec is None:
         raise _unsupported("messages", f"a {type(backend).__name__}, which takes no token ids,")
-    ids = render_turns(backend.codec, list(_turns(request)), open_assistant=True)
+    ids = render(backend.codec, _messages(request)).ids
     config = request.config
     options = {name: getattr(config, name) for name in _SAMPLING if getattr(config, name) is not None}
     params = SamplingParams(
@@ -86,17 +86,17 @@ def end_event(result: GenResult, backend: Backend) -> lm15.StreamEndEvent:
 
 
 # ---- from DSPy -------------------------------------------------------------------------------------------------------
-def _turns(request: lm15.Request) -> Iterator[tuple[str, str]]:
-    """(role, text) of each message; developer messages are system turns."""
+def _messages(request: lm15.Request) -> Iterator[Message]:
+    """The conversation; developer messages are system turns."""
     if isinstance(request.system, str):
-        yield "system", request.system
+        yield Message("system", request.system)
     elif request.system is not None:
-        yield "system", _text("system", request.system)
+        yield Message("system", _text("system", request.system))
     for index, message in enumerate(request.messages):
         where = f"messages[{index}]"
         if message.role not in _ROLES:
             raise _unsupported(where, f"a message of role {message.role!r}")
-        yield _ROLES[message.role], _text(where, message.parts)
+        yield Message(_ROLES[message.role], _text(where, message.parts))
 
 
 def _text(where: str, parts: Sequence[Any]) -> str:
