@@ -3,11 +3,11 @@
 import pytest
 from dspy import lm15
 
+from sgl_core.chat.conversation import Message, render
 from sgl_core.errors import ContextLengthError, InvalidArgumentError
 from sgl_core.testing import FakeBackend
 from sgl_core.types import SamplingParams
 from sgl_dspy.lower import SUPPORTED_PARAMS, gen_request
-from sgl_dspy.rendering import render_turns
 
 TOOL = lm15.FunctionTool("add", "Adds.", {"type": "object", "properties": {}})
 
@@ -16,13 +16,13 @@ def test_system_and_developer_messages_are_system_turns(backend, ask):
     messages = (lm15.Message.user("a"), lm15.Message.developer("b"), lm15.Message.assistant("c"), lm15.Message.user("d"))
     request = lm15.Request("sgl/x", messages, system="s")
     turns = [("system", "s"), ("user", "a"), ("system", "b"), ("assistant", "c"), ("user", "d")]
-    assert gen_request(request, backend).input_ids == render_turns(backend.codec, turns, open_assistant=True)
+    assert gen_request(request, backend).input_ids == render(backend.codec, [Message(*turn) for turn in turns]).ids
 
 
 def test_text_parts_are_joined(backend):
     request = lm15.Request("sgl/x", (lm15.Message.user(["one ", "two"]),), system=("a", "b"))
     turns = [("system", "ab"), ("user", "one two")]
-    assert gen_request(request, backend).input_ids == render_turns(backend.codec, turns, open_assistant=True)
+    assert gen_request(request, backend).input_ids == render(backend.codec, [Message(*turn) for turn in turns]).ids
 
 
 def test_every_option_reaches_the_sampler(backend, ask):
