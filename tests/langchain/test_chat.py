@@ -10,10 +10,10 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableBinding
 
-from sgl_core.errors import NotYetAvailableError
-from sgl_core.types import FinishReason, GenResult, Usage
+from sgl_core.errors import InvalidArgumentError
+from sgl_core.testing import FakeBackend
+from sgl_core.types import FinishReason, GenResult, GrammarCut, Usage
 from sgl_langchain import ChatSgl
-from sgl_langchain.messages import answer, closing_chunk
 
 TEXT = "The tide comes in. It goes out."
 
@@ -35,16 +35,19 @@ def test_an_answer_is_a_message_with_text_usage_and_metadata(engine):
     assert message.id.startswith("lc_run-")
 
 
-def test_cached_prompt_tokens_are_reported_as_cache_read():
+def test_cached_prompt_tokens_are_reported_as_cache_read(engine):
+    call = ChatSgl(engine=engine)._prepare([HumanMessage("x")], None, {})
     result = GenResult("x", (1,), FinishReason.STOP, Usage(50, 40, 2))
-    assert answer(result, "m").usage_metadata["input_token_details"] == {"cache_read": 40}
-    assert closing_chunk(result, "m").usage_metadata["input_token_details"] == {"cache_read": 40}
+    for message in (call.chat_result([result]).generations[0].message, call.stream_reader().chunks(result)[-1].message):
+        assert message.usage_metadata["input_token_details"] == {"cache_read": 40}
 
 
-def test_an_output_that_the_budget_closed_as_its_grammar_demands_says_so():
-    result = GenResult("{}", (1, 2), FinishReason.GRAMMAR, Usage(5, 0, 2))
-    assert answer(result, "m").response_metadata["finish_reason"] == "grammar"
-    assert closing_chunk(result, "m").response_metadata["finish_reason"] == "grammar"
+def test_an_output_that_the_budget_closed_as_its_grammar_demands_says_so(engine):
+    call = ChatSgl(engine=engine)._prepare([HumanMessage("x")], None, {"json_schema": {"type": "object"}})
+    result = GenResult("{}", (1, 2), FinishReason.GRAMMAR, Usage(5, 0, 2), grammar_cut=GrammarCut(2, 0))
+    for message in (call.chat_result([result]).generations[0].message, call.stream_reader().chunks(result)[-1].message):
+        assert message.response_metadata["finish_reason"] == "stop"
+        assert message.response_metadata["grammar_cut"] == {"num_tokens": 2, "first_index": 0}
 
 
 def test_the_answer_is_the_same_whichever_way_it_is_asked_for(engine):
@@ -136,9 +139,17 @@ def test_token_counts_equal_the_usage(engine):
     assert chat.get_num_tokens("tide") == 4
 
 
-def test_token_counts_with_tools_are_refused_and_a_custom_counter_is_used(engine):
-    with pytest.raises(NotYetAvailableError, match="tools"):
-        ChatSgl(engine=engine).get_num_tokens_from_messages([HumanMessage("x")], tools=[{"name": "t"}])
+def test_token_counts_with_tools_equal_the_usage(engine):
+    tool = {"type": "function", "function": {"name": "t", "description": "T.", "parameters": {}}}
+    messages = [HumanMessage("x")]
+    chat = ChatSgl(engine=engine)
+    counted = chat.get_num_tokens_from_messages(messages, tools=[tool])
+    assert counted > chat.get_num_tokens_from_messages(messages)
+    for choice in ("none", "any", "auto"):
+        assert chat.invoke(messages, tools=[tool], tool_choice=choice).usage_metadata["input_tokens"] == counted
+
+
+def test_a_custom_counter_is_used(engine):
     assert ChatSgl(engine=engine, custom_get_token_ids=lambda text: [len(text)]).get_token_ids("four") == [4]
 
 
@@ -184,35 +195,101 @@ def test_binding_keeps_the_model_and_its_options(engine):
     assert bound.invoke("x").text == "The "
 
 
+def test_an_answer_in_text_has_a_token_at_least_unless_somebody_says_otherwise(engine):
+    chat = ChatSgl(engine=engine)
+    chat.invoke("x")
+    chat.invoke("x", min_tokens=0)
+    chat.invoke("x", regex="a*")
+    assert [request.params.min_new_tokens for request in engine.requests] == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
-    ("option", "cure"),
+    ("option", "field"),
     [
-        ({"tools": [{"name": "t"}]}, "output parser"),
-        ({"response_format": {"type": "json_object"}}, "JsonOutputParser"),
-        ({"logprobs": True}, "engine.score"),
-        ({"top_logprobs": 3}, "engine.score"),
-        ({"n": 2}, "batch"),
-        ({"regex": "a+"}, "JsonOutputParser"),
-        ({"choices": ["a", "b"]}, "sgl.select"),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"choices": ["a", "b"]}, {"choices": ("a", "b")}),
+        ({"grammar": 'start: "a"'}, {"grammar": 'start: "a"'}),
+        ({"ebnf": 'start: "a"'}, {"grammar": 'start: "a"'}),
+        ({"json_schema": {"type": "object"}}, {"json_schema": {"type": "object"}}),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"top_logprobs": 3}, {"logprobs": 3}),
+        ({"logprobs": True, "top_logprobs": 2}, {"logprobs": 2}),
+        ({"logprobs": False}, {"logprobs": None}),
+        ({"n": 2}, {"n": 2}),
+        ({"stop_regex": "a+"}, {"stop_regex": "a+"}),
+        ({"max_completion_tokens": 5}, {"max_new_tokens": 5}),
     ],
+    ids=str,
 )
-def test_what_comes_later_is_refused_by_name_with_what_to_use(engine, option, cure):
-    (name,) = option
-    with pytest.raises(NotYetAvailableError, match=f"{name} .*{cure}"):
-        ChatSgl(engine=engine).invoke("x", **option)
-    with pytest.raises(NotYetAvailableError, match=name):
-        ChatSgl(engine=engine, **option)
-    assert engine.requests == []
+def test_an_option_reaches_the_request_from_call_binding_and_constructor(engine, option, field):
+    ChatSgl(engine=engine).invoke("x", **option)
+    ChatSgl(engine=engine).bind(**option).invoke("x")
+    ChatSgl(engine=engine, **option).invoke("x")
+    ChatSgl(engine=engine, model_kwargs=option).invoke("x")
+    for request in engine.requests:
+        assert {name: getattr(request.params, name) for name in field} == field
+    assert len(engine.requests) == 4
+
+
+def test_one_option_in_two_places_is_refused(engine):
+    with pytest.raises(ValueError, match="outside model_kwargs"):
+        ChatSgl(engine=engine, top_k=3, model_kwargs={"top_k": 4})
+    with pytest.raises(ValueError, match="top_logprobs: got 2, expected None beside logprobs=False"):
+        ChatSgl(engine=engine, logprobs=False, top_logprobs=2)
+    with pytest.raises(InvalidArgumentError, match="regex"):
+        ChatSgl(engine=engine).invoke("x", regex="a", choices=["a"])
 
 
 def test_options_that_ask_for_nothing_pass(engine):
     assert ChatSgl(engine=engine, n=1).invoke("x", tools=[], logprobs=False, response_format=None, n=1).text == TEXT
 
 
-def test_tools_and_structured_output_are_refused_with_what_to_use(engine):
-    chat = ChatSgl(engine=engine)
-    with pytest.raises(NotYetAvailableError, match="output parser"):
-        chat.bind_tools([])
-    with pytest.raises(NotYetAvailableError, match="JsonOutputParser"):
-        chat.with_structured_output({"title": "T", "type": "object", "properties": {}})
-    assert (chat.profile["tool_calling"], chat.profile["structured_output"]) == (False, False)
+def test_several_answers_to_one_prompt_are_one_request_and_generate_shows_them_all(engine):
+    result = ChatSgl(engine=engine, n=3, temperature=1, seed=1).generate([[HumanMessage("x")]])
+    assert [generation.text for generation in result.generations[0]] == [TEXT] * 3
+    assert len(engine.requests) == 1
+    with pytest.raises(InvalidArgumentError, match="n: got 3, expected 1 in a stream"):
+        next(ChatSgl(engine=engine, n=3).stream("x"))
+
+
+def test_log_probabilities_have_the_shape_that_openais_clients_know():
+    with FakeBackend(lambda ids, params: "ab") as engine:
+        chat = ChatSgl(engine=engine)
+        for message in (
+            chat.invoke("x", logprobs=True, top_logprobs=2),
+            sum_of(chat.stream("x", logprobs=True, top_logprobs=2)),
+        ):
+            first, second = message.response_metadata["logprobs"]["content"][:2]
+            assert (first["token"], first["bytes"], second["token"]) == ("a", [97], "b")
+            assert first["logprob"] <= 0
+            assert len(first["top_logprobs"]) == 2
+        assert "logprobs" not in chat.invoke("x").response_metadata
+
+
+def sum_of(chunks):
+    total, *rest = chunks
+    for chunk in rest:
+        total += chunk
+    return total
+
+
+def test_the_profile_says_what_the_model_can_and_knows_its_context_without_loading_it(engine):
+    borrowed, embedded = ChatSgl(engine=engine).profile, ChatSgl().profile
+    assert borrowed["max_input_tokens"] == engine.capabilities.context_tokens
+    assert embedded["max_input_tokens"] == 8192
+    assert all(embedded[name] for name in ("tool_calling", "tool_choice", "tool_call_streaming", "structured_output"))
+    assert "max_input_tokens" not in ChatSgl(model="no/such-model").profile
+
+
+def test_a_reply_goes_back_into_the_history_as_the_ids_that_were_generated(engine):
+    chat = ChatSgl(engine=engine, max_tokens=8)
+    history = [HumanMessage("What is a tide?")]
+    answer = chat.invoke(history)
+    asked = engine.requests[0].input_ids
+    told_again = AIMessage(answer.text)  # any message that says the same: frameworks make new ones
+    call = chat._prepare([*history, told_again, HumanMessage("Why?")], None, {})
+    reply = call.prompt.turns[1].parts
+    assert [part.text for part in reply] == [answer.text]
+    assert call.prompt.ids[: len(asked) + len(reply[0].ids)] == asked + reply[0].ids
+    other = chat._prepare([HumanMessage("Another prompt."), told_again, HumanMessage("Why?")], None, {})
+    assert other.prompt.turns[1].parts == (answer.text,)

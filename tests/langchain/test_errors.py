@@ -13,6 +13,9 @@ from sgl_langchain.errors import langchain_errors
 PAIRS = [
     (ours.ContextLengthError(9000, None, 8192, "the context"), langchain.ContextOverflowError),
     (ours.InvalidArgumentError("top_p", 2, "less"), langchain.ModelInvalidRequestError),
+    (ours.UnknownOptionError("ChatSgl", "tempreature", ["temperature"]), langchain.ModelInvalidRequestError),
+    (ours.GrammarError("json_schema", "nothing satisfies it"), langchain.ModelInvalidRequestError),
+    (ours.TemplateError("refused"), langchain.ModelInvalidRequestError),
     (ours.ModelNotFoundError("no such model"), langchain.ModelNotFoundError),
     (ours.DeadlineExceeded("60 s passed"), langchain.ModelTimeoutError),
     (ours.QueueFull("8 requests wait"), langchain.ModelRateLimitError),
@@ -31,7 +34,7 @@ def test_an_error_is_both_ours_and_langchains_with_the_same_message(error, their
     assert raised.value.__dict__ == error.__dict__
 
 
-@pytest.mark.parametrize("error", [ours.EngineShutdown("closed"), ours.TemplateError("refused"), ZeroDivisionError()])
+@pytest.mark.parametrize("error", [ours.EngineShutdown("closed"), ZeroDivisionError()])
 def test_an_error_that_langchain_has_no_class_for_passes_as_it_is(error):
     with pytest.raises(type(error)) as raised, langchain_errors():
         raise error

@@ -11,13 +11,19 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, TemplateError
+from sgl_core.chat.conversation import render
+from sgl_core.chat.tools import Tool, ToolSet
+from sgl_core.errors import InvalidArgumentError, TemplateError
 from sgl_core.testing import ByteCodec, FakeBackend
 from sgl_langchain import ChatSgl
-from sgl_langchain.messages import prompt_ids
+from sgl_langchain.messages import conversation
 from sgl_native import assistant, function, gen, system, user
 
 CODEC = ByteCodec()
+
+
+def prompt_ids(codec, messages):
+    return render(codec, conversation(messages)).ids
 
 
 def spelled(messages, codec=CODEC):
@@ -124,16 +130,53 @@ def test_other_blocks_are_refused_by_type_and_never_shown():
     assert "secret" not in str(refused.value)
 
 
+CALL = {"name": "add", "args": {"b": 2, "a": "é"}, "id": "1"}
+CALL_TEXT = '<tool_call>\n{"name": "add", "arguments": {"b": 2, "a": "é"}}\n</tool_call>'
+
+
 @pytest.mark.parametrize(
-    "message",
+    ("message", "text"),
     [
-        ToolMessage("4", tool_call_id="1"),
-        AIMessage("", tool_calls=[{"name": "add", "args": {}, "id": "1"}]),
+        (AIMessage("", tool_calls=[CALL]), CALL_TEXT),
+        (AIMessage("I add.", tool_calls=[CALL, CALL]), f"I add.\n{CALL_TEXT}\n{CALL_TEXT}"),
+        (AIMessage([{"type": "tool_use", "name": "add", "input": {}, "id": "1"}], tool_calls=[CALL]), CALL_TEXT),
+        (
+            AIMessage("", invalid_tool_calls=[{"name": None, "args": '<tool_call>{"na', "id": "1", "error": "cut off"}]),
+            '<tool_call>{"na\n</tool_call>',
+        ),
+        (
+            AIMessage("", invalid_tool_calls=[{"name": "add", "args": '{"a": ', "id": "1", "error": "elsewhere"}]),
+            '<tool_call>\n{"a": \n</tool_call>',
+        ),
     ],
+    ids=["call", "text and calls", "blocks", "as written", "without marks"],
 )
-def test_tools_in_the_history_are_refused_with_what_to_use(message):
-    with pytest.raises(NotYetAvailableError, match="ordinary message"):
-        prompt_ids(CODEC, [HumanMessage("x"), message])
+def test_calls_of_tools_are_written_as_the_model_writes_them(message, text):
+    assert [(one.role, one.text) for one in conversation([message])] == [("assistant", text)]
+
+
+def test_results_of_tools_in_a_row_are_one_turn_of_the_user():
+    results = [
+        ToolMessage("4", tool_call_id="1"),
+        ToolMessage("no such harbour", tool_call_id="2", status="error"),
+        ToolMessage([{"type": "text", "text": "low"}, {"depth": 3}], tool_call_id="3"),
+        HumanMessage("Well?"),
+    ]
+    first, second = conversation(results)
+    assert (first.role, second.role) == ("user", "user")
+    assert first.text == (
+        "<tool_response>\n4\n</tool_response>\n"
+        "<tool_response>\nError: no such harbour\n</tool_response>\n"
+        '<tool_response>\nlow{"depth": 3}\n</tool_response>'
+    )
+
+
+def test_tools_are_described_in_the_system_message_behind_its_text():
+    tools = ToolSet((Tool("add", "Add.", {}),))
+    with_system = conversation([SystemMessage("Be brief."), HumanMessage("x")], tools)
+    without = conversation([HumanMessage("x")], tools)
+    assert with_system[0].text == f"Be brief.\n\n{tools.system_text()}"
+    assert (without[0].role, without[0].text) == ("system", tools.system_text())
 
 
 @pytest.mark.parametrize("message", [ChatMessage("x", role="critic"), RemoveMessage(id="1")])

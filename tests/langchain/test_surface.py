@@ -6,7 +6,6 @@ import sys
 import pytest
 
 import sgl_langchain
-from sgl_core.errors import NotYetAvailableError
 
 
 def output_of(code):
@@ -45,12 +44,6 @@ def test_an_import_error_from_inside_langchain_passes_through():
         "try: from sgl_langchain import ChatSgl\nexcept ImportError as error: print(type(error).__name__)"
     )
     assert output_of(code) in {"ImportError", "ModuleNotFoundError"}
-
-
-@pytest.mark.parametrize("name", ["SglDecisions", "compile_runnable"])
-def test_names_of_a_later_version_say_what_to_use(name):
-    with pytest.raises(NotYetAvailableError, match=name):
-        getattr(sgl_langchain, name)
 
 
 def test_an_unknown_name_is_an_attribute_error():

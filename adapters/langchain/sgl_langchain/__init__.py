@@ -1,7 +1,8 @@
-"""LangChain on sgl-core: a chat model and a text model that run in this process and share one prefix cache.
+"""LangChain on sgl-core: models that run in this process and share one prefix cache, and chains as fork/join programs.
 
-``ChatSgl`` and ``SglLLM`` are ordinary LangChain models: put them into chains, batches, streams and graphs. Importing this
-package loads neither torch nor LangChain's models; a class is fetched when somebody asks for it.
+``ChatSgl`` and ``SglLLM`` are ordinary LangChain models: put them into chains, batches, streams and graphs. ``compile_runnable``
+makes the batches and branches of a chain share every prefix. Importing this package loads neither torch nor LangChain's models; a
+name is fetched when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from sgl_core import errors as core_errors
 
 if TYPE_CHECKING:
     from sgl_langchain.chat import ChatSgl
+    from sgl_langchain.compiled import CompiledRunnable, compile_runnable
+    from sgl_langchain.decisions import SglDecisions
     from sgl_langchain.llm import SglLLM
+    from sgl_langchain.registration import register_with_langchain
 
-__all__ = ["ChatSgl", "SglLLM"]
+__all__ = ["ChatSgl", "CompiledRunnable", "SglDecisions", "SglLLM", "compile_runnable", "register_with_langchain"]
 
-_HOMES = {"ChatSgl": "sgl_langchain.chat", "SglLLM": "sgl_langchain.llm"}
-_LATER = {
-    "SglDecisions": "use select in a program of sgl_native",
-    "compile_runnable": "run the chain as it is: what its prompts share is computed once all the same",
+_HOMES = {
+    "ChatSgl": "sgl_langchain.chat",
+    "CompiledRunnable": "sgl_langchain.compiled",
+    "SglDecisions": "sgl_langchain.decisions",
+    "SglLLM": "sgl_langchain.llm",
+    "compile_runnable": "sgl_langchain.compiled",
+    "register_with_langchain": "sgl_langchain.registration",
 }
 
 
@@ -37,11 +44,9 @@ if not _is_installed("langchain_core"):
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch a class on first use, and say what to use instead of a name that comes later."""
+    """Fetch a name on first use."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _LATER:
-        raise core_errors.NotYetAvailableError(f"sgl_langchain.{name} is not available yet; {_LATER[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
 

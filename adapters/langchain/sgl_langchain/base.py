@@ -19,47 +19,21 @@ from sgl_core import __version__
 from sgl_core.backend import Backend, TextCodec
 from sgl_core.config import EngineConfig, Environment
 from sgl_core.errors import InvalidArgumentError
-from sgl_core.types import GenRequest, SamplingParams
+from sgl_core.runtime.model_source import peek_context_tokens
+from sgl_core.types import SamplingParams
+from sgl_langchain.calls import codec_of
 from sgl_langchain.errors import langchain_errors
 from sgl_langchain.leases import EngineLeases
-from sgl_langchain.options import canonical_options
+from sgl_langchain.options import SAMPLING_FIELDS, TEXT_OPTIONS, canonical_options
 
-__all__ = ["SglLanguageModel", "codec_of"]
+__all__ = ["SglLanguageModel"]
 
 _EMBEDDED_NAME: Final = "SmolLM2-135M-Instruct"
 _ENGINE_FIELDS: Final = ("model", "device", "dtype", "engine_kwargs")
-_SAMPLING_FIELDS: Final = {
-    "temperature": "temperature",
-    "max_tokens": "max_new_tokens",
-    "min_tokens": "min_new_tokens",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "logit_bias": "logit_bias",
-    "stop": "stop",
-    "stop_token_ids": "stop_token_ids",
-    "ignore_eos": "ignore_eos",
-    "seed": "seed",
-}
-_CALL_OPTIONS: Final = frozenset(_SAMPLING_FIELDS) | {"model", "namespace", "timeout"}
 
 
 def _default_model() -> str | None:
     return Environment.read().default_model
-
-
-def codec_of(engine: Backend) -> TextCodec:
-    """The engine's codec.
-
-    Raises:
-        InvalidArgumentError: it has none.
-    """
-    if engine.codec is None:
-        raise InvalidArgumentError("engine", type(engine).__name__, "an engine that takes token ids", "Use sgl.Engine().")
-    return engine.codec
 
 
 class SglLanguageModel(BaseLanguageModel[Any]):
@@ -67,6 +41,7 @@ class SglLanguageModel(BaseLanguageModel[Any]):
 
     model_config = ConfigDict(extra="forbid")
     _kind: ClassVar[Literal["chat", "llm"]]
+    _call_options: ClassVar[frozenset[str]] = TEXT_OPTIONS
 
     model: str | None = Field(default_factory=_default_model)
     engine: Any = Field(default=None, exclude=True, repr=False)
@@ -85,10 +60,18 @@ class SglLanguageModel(BaseLanguageModel[Any]):
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    stop_regex: str | None = None
     ignore_eos: bool | None = None
     seed: int | None = None
+    regex: str | None = None
+    choices: list[str] | None = None
+    grammar: str | None = None
+    json_schema: Any = None
     streaming: bool = False
 
     _leases: EngineLeases = PrivateAttr(default_factory=EngineLeases)
@@ -97,7 +80,17 @@ class SglLanguageModel(BaseLanguageModel[Any]):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, data: Any) -> Any:
-        return canonical_options(cls.__name__, data, cls.model_fields) if isinstance(data, Mapping) else data
+        if not isinstance(data, Mapping):
+            return data
+        options = canonical_options(cls.__name__, data, {*cls.model_fields, "model_kwargs"})
+        more = options.pop("model_kwargs", None) or {}
+        if not isinstance(more, Mapping):
+            raise InvalidArgumentError("model_kwargs", type(more).__name__, "a dict of further options")
+        for name, value in canonical_options("model_kwargs", more, cls.model_fields).items():
+            if name in options:
+                raise InvalidArgumentError(f"model_kwargs[{name!r}]", value, f"{name}= once, outside model_kwargs")
+            options[name] = value
+        return options
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -159,7 +152,7 @@ class SglLanguageModel(BaseLanguageModel[Any]):
     @override
     def _identifying_params(self) -> dict[str, Any]:
         """Everything that decides an answer: LangChain's cache key and traces are made of it."""
-        names = ("device", "dtype", "engine_kwargs", "namespace", *_SAMPLING_FIELDS)
+        names = ("device", "dtype", "engine_kwargs", "namespace", "logprobs", "top_logprobs", *SAMPLING_FIELDS)
         params = {name: getattr(self, name) for name in names}
         params["stop_sequences"] = params.pop("stop")  # core writes the call's over "stop"
         borrowed = None if self.engine is None else repr(getattr(self.engine, "config", self._model_name))
@@ -180,21 +173,24 @@ class SglLanguageModel(BaseLanguageModel[Any]):
         return params
 
     # ---- calls -------------------------------------------------------------------------------------------------------
-    def _for_call(self, stop: list[str] | None, options: Mapping[str, Any]) -> Self:
-        """This object with the options of one call in place of its own.
+    def _for_call(self, stop: list[str] | None, options: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """This object with the options of one call in place of its own, and those of them that are no fields of it.
 
         Raises:
             UnknownOptionError: an option that no call has.
-            NotYetAvailableError: one that this version does not have.
+            InvalidArgumentError: a value out of range.
         """
-        given = {name: value for name, value in options.items() if name != "stream"}  # core's own switch
         with langchain_errors():
-            update = canonical_options(f"{type(self).__name__} call", given, _CALL_OPTIONS)
+            given = canonical_options(f"{type(self).__name__} call", options, self._call_options)
             if stop is not None:
-                update["stop"] = stop
-            if self.engine is not None and update.get("model") is not None:
-                raise InvalidArgumentError("model", update["model"], "nothing beside engine=", "The engine has its own.")
-        return self.model_copy(update=update) if update else self
+                given["stop"] = stop
+            if self.engine is not None and given.get("model") is not None:
+                raise InvalidArgumentError("model", given["model"], "nothing beside engine=", "The engine has its own.")
+            fields = type(self).model_fields
+            update = {name: value for name, value in given.items() if name in fields}
+            call = self.model_copy(update=update) if update else self
+            call._sampling_params()
+        return call, {name: value for name, value in given.items() if name not in fields}
 
     def _engine_config(self) -> EngineConfig:
         options = {"model": self.model, "device": self.device, "dtype": self.dtype}
@@ -203,14 +199,23 @@ class SglLanguageModel(BaseLanguageModel[Any]):
         return EngineConfig.from_options(**options, **self.engine_kwargs)
 
     def _sampling_params(self) -> SamplingParams:
-        values = {param: getattr(self, field) for field, param in _SAMPLING_FIELDS.items()}
+        values = {param: getattr(self, field) for field, param in SAMPLING_FIELDS.items()}
         try:
+            if self.logprobs or self.top_logprobs is not None:
+                values["logprobs"] = self._num_logprobs()
             return SamplingParams(**{param: value for param, value in values.items() if value is not None})
         except InvalidArgumentError as error:
-            raise error.renamed({param: field for field, param in _SAMPLING_FIELDS.items()}) from None
+            raise error.renamed({param: field for field, param in SAMPLING_FIELDS.items()}) from None
 
-    def _request(self, ids: Sequence[int]) -> GenRequest:
-        return GenRequest(tuple(ids), self._sampling_params(), namespace=self.namespace, timeout_s=self.timeout)
+    def _num_logprobs(self) -> int:
+        if self.logprobs is False:
+            raise InvalidArgumentError("top_logprobs", self.top_logprobs, "None beside logprobs=False")
+        top = self.top_logprobs or 0
+        try:
+            SamplingParams(logprobs=top)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError("top_logprobs", top, error.expected) from None
+        return top
 
     def _engine(self) -> Backend:
         if self.engine is not None:
@@ -226,6 +231,13 @@ class SglLanguageModel(BaseLanguageModel[Any]):
 
     def _codec(self) -> TextCodec:
         return codec_of(self._engine())
+
+    def _context_tokens(self) -> int | None:
+        """What prompt and answer fit into together, where that is known without loading weights or asking a network."""
+        if self.engine is not None:
+            return int(self.engine.capabilities.context_tokens)
+        config = self._engine_config()
+        return peek_context_tokens(config.model, Environment.read())
 
     # ---- widths ------------------------------------------------------------------------------------------------------
     @property

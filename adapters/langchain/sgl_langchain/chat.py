@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
 from sgl_core.backend import Backend
-from sgl_core.errors import NotYetAvailableError
-from sgl_core.types import GenRequest, GenResult
+from sgl_core.chat.conversation import render
+from sgl_core.chat.replies import memory_of
+from sgl_core.errors import InvalidArgumentError
+from sgl_core.types import SamplingParams
 from sgl_langchain import running
-from sgl_langchain.base import SglLanguageModel, codec_of
+from sgl_langchain.base import SglLanguageModel
+from sgl_langchain.calls import PreparedCall, codec_of
 from sgl_langchain.errors import langchain_errors
-from sgl_langchain.messages import answer, closing_chunk, prompt_ids, token_usage
+from sgl_langchain.messages import conversation
+from sgl_langchain.options import CHAT_OPTIONS
+from sgl_langchain.structured import StructuredMethod, response_constraint, with_structured_output
+from sgl_langchain.tools import bind_tools, tool_set
 
 __all__ = ["ChatSgl"]
 
@@ -46,7 +53,10 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         stop: strings that end the answer and are cut off; ``stop=`` of a call replaces them.
         namespace: prefixes are shared within one namespace only.
         timeout: seconds until a call ends with an error.
+        n: answers to one prompt, which is computed once; ``generate`` shows them all.
+        logprobs, top_logprobs: report log-probabilities in ``response_metadata``.
         streaming: answer every call through the stream, for callbacks that want tokens.
+        model_kwargs: further options by name.
 
     Instantiate:
         ```python
@@ -71,19 +81,49 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         await chat.ainvoke("What is a tide?")
         ```
 
+    Tool calling:
+        ```python
+        from pydantic import BaseModel, Field
+
+
+        class GetTide(BaseModel):
+            harbour: str = Field(description="name of the harbour")
+
+
+        chat.bind_tools([GetTide], tool_choice="any").invoke("When is high tide in Dover?").tool_calls
+        ```
+        A call is held to its tool's schema and ends within ``max_tokens``. With ``tool_choice="auto"`` the model decides
+        between calling and answering.
+
+    Structured output:
+        ```python
+        chat.with_structured_output(GetTide).invoke("When is high tide in Dover?")  # GetTide(harbour=...)
+        ```
+
+    JSON mode:
+        ```python
+        chat.bind(response_format={"type": "json_object"}).invoke("Describe the harbour of Dover as JSON.").text
+        ```
+
     Token usage:
         ```python
         chat.invoke("What is a tide?").usage_metadata["input_token_details"]["cache_read"]
         ```
 
+    Logprobs:
+        ```python
+        chat.bind(logprobs=True, top_logprobs=2).invoke("Yes or no?").response_metadata["logprobs"]["content"]
+        ```
+
     Response metadata:
         ```python
-        chat.invoke("What is a tide?").response_metadata  # model_name, finish_reason, stop_reason, seed
+        chat.invoke("What is a tide?").response_metadata  # model_name, finish_reason, stop_reason, ...
         ```
     """
 
     model_config = ConfigDict(extra="forbid")
     _kind: ClassVar[Literal["chat", "llm"]] = "chat"
+    _call_options: ClassVar[frozenset[str]] = CHAT_OPTIONS
 
     @property
     def _llm_type(self) -> str:
@@ -91,9 +131,24 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
 
     @override
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return ModelProfile(
-            text_inputs=True, text_outputs=True, image_inputs=False, tool_calling=False, structured_output=False
+        profile = ModelProfile(
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            tool_call_streaming=True,
+            structured_output=True,
+            temperature=True,
+            open_weights=True,
+            reasoning_output=False,
         )
+        context_tokens = self._context_tokens()
+        if context_tokens is not None:
+            profile["max_input_tokens"] = profile["max_output_tokens"] = context_tokens
+        return profile
 
     # ---- one call ----------------------------------------------------------------------------------------------------
     @override
@@ -104,9 +159,9 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._for_call(stop, kwargs)
-        engine = call._engine()
-        return call._chat_result(*running.results(engine, [call._chat_request(engine, messages)]))
+        call = self._decided(self._prepare(messages, stop, kwargs))
+        (results,) = running.results(call.engine, [call.request])
+        return call.chat_result(results)
 
     @override
     async def _agenerate(
@@ -116,9 +171,9 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._for_call(stop, kwargs)
-        engine = await call._aengine()
-        return call._chat_result(*await running.aresults(engine, [call._chat_request(engine, messages)]))
+        call = await self._adecided(await self._aprepare(messages, stop, kwargs))
+        (results,) = await running.aresults(call.engine, [call.request])
+        return call.chat_result(results)
 
     @override
     def _stream(
@@ -128,10 +183,10 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call = self._for_call(stop, kwargs)
-        engine = call._engine()
-        with closing(running.pieces(engine, call._chat_request(engine, messages))) as pieces:
-            for chunk in map(call._chunk, pieces):
+        call = self._decided(_streamed(self._prepare(messages, stop, kwargs)))
+        reader = call.stream_reader()
+        with closing(running.pieces(call.engine, call.request)) as pieces:
+            for chunk in (chunk for piece in pieces for chunk in reader.chunks(piece)):
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -144,28 +199,61 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = self._for_call(stop, kwargs)
-        engine = await call._aengine()
-        async with aclosing(running.apieces(engine, call._chat_request(engine, messages))) as pieces:
+        call = await self._adecided(_streamed(await self._aprepare(messages, stop, kwargs)))
+        reader = call.stream_reader()
+        async with aclosing(running.apieces(call.engine, call.request)) as pieces:
             async for piece in pieces:
-                chunk = call._chunk(piece)
-                if run_manager:
-                    await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
+                for chunk in reader.chunks(piece):
+                    if run_manager:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
 
-    def _chat_request(self, engine: Backend, messages: Sequence[BaseMessage]) -> GenRequest:
+    def _prepare(self, messages: Sequence[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> PreparedCall:
+        """Make a call ready; leases an engine.
+
+        Raises:
+            InvalidArgumentError: a message or an option cannot be used.
+            ModelError: the model cannot be found, read or served.
+        """
+        call, rest = self._for_call(stop, options)
+        return call._prepared(call._engine(), messages, rest)
+
+    async def _aprepare(
+        self, messages: Sequence[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]
+    ) -> PreparedCall:
+        call, rest = self._for_call(stop, options)
+        return call._prepared(await call._aengine(), messages, rest)
+
+    def _prepared(self, engine: Backend, messages: Sequence[BaseMessage], options: Mapping[str, Any]) -> PreparedCall:
         with langchain_errors():
-            return self._request(prompt_ids(codec_of(engine), messages))
+            tools = tool_set(options)
+            call = PreparedCall(
+                engine=engine,
+                model_name=self._model_name,
+                prompt=render(codec_of(engine), conversation(messages, tools), replies=memory_of(engine)),
+                params=self._answer_params(options.get("response_format")),
+                namespace=self.namespace,
+                timeout_s=self.timeout,
+                tools=tools,
+                answers="either" if tools is not None and tools.choice == "auto" else "text",
+                follows_result=isinstance(messages[-1], ToolMessage),
+            )
+            return call if tools is None or tools.choice in ("auto", "none") else call.as_tool_call()
 
-    def _chat_result(self, result: GenResult) -> ChatResult:
-        generation = ChatGeneration(message=answer(result, self._model_name))
-        llm_output = {"model_name": self._model_name, "token_usage": token_usage([result.usage])}
-        return ChatResult(generations=[generation], llm_output=llm_output)
+    def _answer_params(self, response_format: object) -> SamplingParams:
+        """Parameters of an answer in text. Without a constraint it has a token at least: nobody wants an empty answer."""
+        constraint = response_constraint(response_format)
+        params = self._sampling_params()
+        if constraint:
+            return replace(params, **constraint)
+        is_free = all(one is None for one in (params.regex, params.choices, params.grammar, params.json_schema))
+        return replace(params, min_new_tokens=1) if is_free and self.min_tokens is None else params
 
-    def _chunk(self, piece: str | GenResult) -> ChatGenerationChunk:
-        if isinstance(piece, str):
-            return ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        return ChatGenerationChunk(message=closing_chunk(piece, self._model_name))
+    def _decided(self, call: PreparedCall) -> PreparedCall:
+        return call if call.is_decided else call.decided(running.scored(call.engine, call.decision))
+
+    async def _adecided(self, call: PreparedCall) -> PreparedCall:
+        return call if call.is_decided else call.decided(await running.ascored(call.engine, call.decision))
 
     @override
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None], /) -> dict[str, Any]:
@@ -208,41 +296,55 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """Tokens of the prompt that these messages make: the ``input_tokens`` of a call with them.
 
-        Raises:
-            NotYetAvailableError: ``tools`` are given.
+        Args:
+            messages: of the call.
+            tools: that it is given.
         """
-        call = self._for_call(None, {"tools": tools})
         with langchain_errors():
-            return len(prompt_ids(call._codec(), messages))
+            told = conversation(messages, tool_set({"tools": tools}))
+            engine = self._engine()
+            return len(render(codec_of(engine), told, replies=memory_of(engine)).ids)
 
-    # ---- not in this version -----------------------------------------------------------------------------------------
+    # ---- tools and structure -----------------------------------------------------------------------------------------
     @override
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
         *,
-        tool_choice: str | None = None,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        response_format: object = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Tools come with a later version.
-
-        Raises:
-            NotYetAvailableError: always.
-        """
-        raise NotYetAvailableError(
-            "ChatSgl.bind_tools is not available yet; describe the tools in the prompt and read the answer with an output parser"
+        """This model with tools that it may or must call; see ``sgl_langchain.tools.bind_tools``."""
+        return bind_tools(
+            self,
+            tools,
+            tool_choice=tool_choice,
+            strict=strict,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            **kwargs,
         )
 
     @override
     def with_structured_output(
-        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: StructuredMethod = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """Constrained output comes with a later version.
+        """This model, answering with an object of ``schema``; see ``sgl_langchain.structured.with_structured_output``."""
+        return with_structured_output(self, schema, method=method, include_raw=include_raw, strict=strict, **kwargs)
 
-        Raises:
-            NotYetAvailableError: always.
-        """
-        raise NotYetAvailableError(
-            "ChatSgl.with_structured_output is not available yet; "
-            "ask for JSON in the prompt and read the answer with JsonOutputParser or PydanticOutputParser"
-        )
+
+def _streamed(call: PreparedCall) -> PreparedCall:
+    """A stream tells of one answer."""
+    if call.params.n > 1:
+        with langchain_errors():
+            raise InvalidArgumentError("n", call.params.n, "1 in a stream", "Use generate() for several answers.")
+    return call

@@ -15,14 +15,35 @@ from langchain_core import exceptions as langchain
 from sgl_core import errors as ours
 
 __all__ = [
+    "LangChainVersionError",
     "SglAPIError",
     "SglContextOverflowError",
+    "SglGrammarError",
     "SglInvalidRequestError",
     "SglModelNotFoundError",
     "SglRateLimitError",
+    "SglTemplateError",
     "SglTimeoutError",
+    "SglUnknownOptionError",
     "langchain_errors",
 ]
+
+
+class LangChainVersionError(ours.SglError, ImportError):
+    """The installed langchain-core is too old for one of our classes.
+
+    Args:
+        feature: the class.
+        needed: the oldest version that will do.
+        installed: the version that is there.
+    """
+
+    def __init__(self, feature: str, *, needed: str, installed: str) -> None:
+        """Say both versions and the install line."""
+        super().__init__(
+            f"{feature} needs langchain-core {needed} or newer; installed: {installed}. "
+            f"Run: pip install 'langchain-core>={needed},<2'"
+        )
 
 
 class _Twin(ours.SglError):
@@ -46,6 +67,18 @@ class SglInvalidRequestError(_Twin, ours.InvalidArgumentError, langchain.ModelIn
     """An option or a message cannot be used."""
 
 
+class SglUnknownOptionError(_Twin, ours.UnknownOptionError, langchain.ModelInvalidRequestError):
+    """A keyword that no call has."""
+
+
+class SglGrammarError(_Twin, ours.GrammarError, langchain.ModelInvalidRequestError):
+    """A schema, a grammar or a tool that no output can be held to, or that the budget is too small for."""
+
+
+class SglTemplateError(_Twin, ours.TemplateError, langchain.ModelInvalidRequestError):
+    """The model has no chat template, or it refuses the conversation."""
+
+
 class SglModelNotFoundError(_Twin, ours.ModelNotFoundError, langchain.ModelNotFoundError):
     """No such folder, file or name."""
 
@@ -65,6 +98,9 @@ class SglAPIError(_Twin, ours.EngineStepError, langchain.ModelAPIError):
 _TWINS: Final[dict[type[ours.SglError], type[_Twin]]] = {
     ours.ContextLengthError: SglContextOverflowError,
     ours.InvalidArgumentError: SglInvalidRequestError,
+    ours.UnknownOptionError: SglUnknownOptionError,
+    ours.GrammarError: SglGrammarError,
+    ours.TemplateError: SglTemplateError,
     ours.ModelNotFoundError: SglModelNotFoundError,
     ours.DeadlineExceeded: SglTimeoutError,
     ours.QueueFull: SglRateLimitError,

@@ -13,10 +13,12 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import ConfigDict
 from typing_extensions import override
 
-from sgl_core.backend import Backend
+from sgl_core.backend import Backend, TextCodec
+from sgl_core.errors import InvalidArgumentError
 from sgl_core.types import GenRequest, GenResult
 from sgl_langchain import running
-from sgl_langchain.base import SglLanguageModel, codec_of
+from sgl_langchain.base import SglLanguageModel
+from sgl_langchain.calls import codec_of
 from sgl_langchain.errors import langchain_errors
 from sgl_langchain.messages import generation_info, token_usage, usage_metadata
 
@@ -62,9 +64,9 @@ class SglLLM(SglLanguageModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        call = self._for_call(stop, kwargs)
+        call, _ = self._for_call(stop, kwargs)
         engine = call._engine()
-        return call._llm_result(running.results(engine, call._text_requests(engine, prompts)))
+        return call._llm_result(codec_of(engine), running.results(engine, call._text_requests(engine, prompts)))
 
     @override
     async def _agenerate(
@@ -74,9 +76,9 @@ class SglLLM(SglLanguageModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        call = self._for_call(stop, kwargs)
+        call, _ = self._for_call(stop, kwargs)
         engine = await call._aengine()
-        return call._llm_result(await running.aresults(engine, call._text_requests(engine, prompts)))
+        return call._llm_result(codec_of(engine), await running.aresults(engine, call._text_requests(engine, prompts)))
 
     @override
     def _stream(
@@ -86,10 +88,11 @@ class SglLLM(SglLanguageModel, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        call = self._for_call(stop, kwargs)
+        call, _ = self._for_call(stop, kwargs)
         engine = call._engine()
-        with closing(running.pieces(engine, *call._text_requests(engine, [prompt]))) as pieces:
-            for chunk in map(call._chunk, pieces):
+        with closing(running.pieces(engine, call._streamed_request(engine, prompt))) as pieces:
+            for piece in pieces:
+                chunk = call._chunk(codec_of(engine), piece)
                 if run_manager:
                     run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -102,11 +105,11 @@ class SglLLM(SglLanguageModel, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        call = self._for_call(stop, kwargs)
+        call, _ = self._for_call(stop, kwargs)
         engine = await call._aengine()
-        async with aclosing(running.apieces(engine, *call._text_requests(engine, [prompt]))) as pieces:
+        async with aclosing(running.apieces(engine, call._streamed_request(engine, prompt))) as pieces:
             async for piece in pieces:
-                chunk = call._chunk(piece)
+                chunk = call._chunk(codec_of(engine), piece)
                 if run_manager:
                     await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                 yield chunk
@@ -114,17 +117,33 @@ class SglLLM(SglLanguageModel, BaseLLM):
     def _text_requests(self, engine: Backend, prompts: list[str]) -> list[GenRequest]:
         codec = codec_of(engine)
         with langchain_errors():
-            return [self._request(codec.begin() + codec.encode(prompt)) for prompt in prompts]
+            params = self._sampling_params()
+            return [
+                GenRequest(codec.begin() + codec.encode(prompt), params, namespace=self.namespace, timeout_s=self.timeout)
+                for prompt in prompts
+            ]
 
-    def _llm_result(self, results: list[GenResult]) -> LLMResult:
-        generations = [[Generation(text=result.text, generation_info=_info(result))] for result in results]
-        llm_output = {"model_name": self._model_name, "token_usage": token_usage(r.usage for r in results)}
-        return LLMResult(generations=generations, llm_output=llm_output)
+    def _streamed_request(self, engine: Backend, prompt: str) -> GenRequest:
+        (request,) = self._text_requests(engine, [prompt])
+        if request.params.n > 1:
+            with langchain_errors():
+                raise InvalidArgumentError("n", request.params.n, "1 in a stream", "Use generate() for several answers.")
+        return request
 
-    def _chunk(self, piece: str | GenResult) -> GenerationChunk:
+    def _llm_result(self, codec: TextCodec, results: list[list[GenResult]]) -> LLMResult:
+        generations = [
+            [Generation(text=result.text, generation_info=_info(result, codec)) for result in completions]
+            for completions in results
+        ]
+        usages = [result.usage for completions in results for result in completions]
+        return LLMResult(
+            generations=generations, llm_output={"model_name": self._model_name, "token_usage": token_usage(usages)}
+        )
+
+    def _chunk(self, codec: TextCodec, piece: str | GenResult) -> GenerationChunk:
         if isinstance(piece, str):
             return GenerationChunk(text=piece)
-        return GenerationChunk(text="", generation_info={"model_name": self._model_name, **_info(piece)})
+        return GenerationChunk(text="", generation_info={"model_name": self._model_name, **_info(piece, codec)})
 
     # ---- many calls --------------------------------------------------------------------------------------------------
     @override
@@ -134,7 +153,8 @@ class SglLLM(SglLanguageModel, BaseLLM):
         A call's options go into a copy of this object first: LangChain's cache key holds an object's own options only.
         """
         base, options = _split(kwargs)
-        return super(SglLLM, self._for_call(None, options)).generate(prompts, stop, callbacks, **base)
+        call, _ = self._for_call(None, options)
+        return super(SglLLM, call).generate(prompts, stop, callbacks, **base)
 
     @override
     async def agenerate(
@@ -142,7 +162,8 @@ class SglLLM(SglLanguageModel, BaseLLM):
     ) -> LLMResult:
         """Like ``generate``."""
         base, options = _split(kwargs)
-        return await super(SglLLM, self._for_call(None, options)).agenerate(prompts, stop, callbacks, **base)
+        call, _ = self._for_call(None, options)
+        return await super(SglLLM, call).agenerate(prompts, stop, callbacks, **base)
 
     @override
     def batch(
@@ -191,5 +212,5 @@ def _split(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return base, {name: value for name, value in kwargs.items() if name not in base}
 
 
-def _info(result: GenResult) -> dict[str, Any]:
-    return {**generation_info(result), "usage_metadata": usage_metadata(result.usage)}
+def _info(result: GenResult, codec: TextCodec) -> dict[str, Any]:
+    return {**generation_info(result, codec), "usage_metadata": usage_metadata(result.usage)}

@@ -1,22 +1,41 @@
-"""LangChain's messages as token ids, and results as LangChain's messages. Pure; called by ``ChatSgl``.
-
-A conversation is rendered through the codec's turns, as the language renders a program's, so both find each other's
-prefixes in the cache.
-"""
+"""LangChain's messages as a conversation of ours, and results as LangChain's messages. Pure; called by ``calls``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    InvalidToolCall,
+    ToolCall,
+    ToolCallChunk,
+    ToolMessage,
+)
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 
 from sgl_core.backend import TextCodec
-from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, TemplateError
-from sgl_core.types import GenResult, TurnState, Usage
+from sgl_core.chat.conversation import Message
+from sgl_core.chat.logprobs import openai_logprobs
+from sgl_core.chat.replies import reply_key
+from sgl_core.chat.tool_reading import ParsedReply, ReplyPiece
+from sgl_core.chat.tools import CALL_CLOSING, CALL_OPENING, ToolSet, render_call, render_response
+from sgl_core.errors import InvalidArgumentError
+from sgl_core.types import FinishReason, GenResult, Usage
 
-__all__ = ["answer", "closing_chunk", "generation_info", "prompt_ids", "token_usage", "usage_metadata"]
+__all__ = [
+    "conversation",
+    "generation_info",
+    "key_of",
+    "token_usage",
+    "tool_call_chunks",
+    "tool_calls",
+    "usage_metadata",
+]
 
 _ROLES: Final = {
     "system": "system",
@@ -26,59 +45,75 @@ _ROLES: Final = {
     "ai": "assistant",
     "assistant": "assistant",
 }
-_NO_TOOLS: Final = "describe the tool and its result in an ordinary message"
+_CALLS_AND_THOUGHTS: Final = frozenset(
+    {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "thinking", "reasoning", "redacted_thinking"}
+)
+"""Blocks of an AI message that are said elsewhere (``tool_calls``) or to nobody."""
 
 
-def prompt_ids(codec: TextCodec, messages: Sequence[BaseMessage]) -> tuple[int, ...]:
-    """The ids of a conversation, up to where the model's answer begins.
+# ---- from LangChain --------------------------------------------------------------------------------------------------
+def conversation(messages: Sequence[BaseMessage], tools: ToolSet | None = None) -> list[Message]:
+    """The conversation that these messages are, with the tools described in its system message.
 
-    A system message that the model's template refuses at its place is given as a user's.
+    Results of tools come as a user's turn, several in a row as one.
 
     Raises:
         InvalidArgumentError: there is no message, or one holds something that is no text.
-        NotYetAvailableError: a message calls a tool or answers a call.
-        TemplateError: the model has no chat template, or it refuses this order of roles.
     """
     if not messages:
         raise InvalidArgumentError("messages", "no messages", "at least one message")
-    pieces: list[int | str] = []
-    turns = TurnState()
+    told = list(_told(messages))
+    if tools is None:
+        return told
+    about = tools.system_text()
+    if told[0].role == "system":
+        return [Message("system", f"{told[0].text}\n\n{about}" if told[0].text else about), *told[1:]]
+    return [Message("system", about), *told]
+
+
+def _told(messages: Sequence[BaseMessage]) -> Iterator[Message]:
+    results: list[str] = []
     for message in messages:
-        role, opening = _opening(codec, _role(message), turns)
-        turns = TurnState((*turns.roles, role), is_open=True)
-        pieces += (*opening, _text(message), *codec.close_turn(role, turns))
-        turns = TurnState(turns.roles)
-    return _encoded(codec, [*pieces, *codec.open_turn("assistant", turns)])
-
-
-def _opening(codec: TextCodec, role: str, turns: TurnState) -> tuple[str, tuple[int | str, ...]]:
-    try:
-        return role, codec.open_turn(role, turns)
-    except TemplateError:
-        if role != "system":
-            raise
-        return "user", codec.open_turn("user", turns)
-
-
-def _encoded(codec: TextCodec, pieces: Iterable[int | str]) -> tuple[int, ...]:
-    """All text between two control ids is encoded as one string."""
-    ids: list[int] = []
-    tail = ""
-    for piece in pieces:
-        if isinstance(piece, str):
-            tail += piece
+        if isinstance(message, ToolMessage | FunctionMessage):
+            results.append(_result(message))
             continue
-        ids += codec.encode(tail) if tail else ()
-        ids.append(piece)
-        tail = ""
-    return (*ids, *codec.encode(tail)) if tail else tuple(ids)
+        if results:
+            yield Message("user", "\n".join(results))
+            results = []
+        if isinstance(message, AIMessage):
+            yield _reply(message)
+        else:
+            yield Message(_role(message), _text(message))
+    if results:
+        yield Message("user", "\n".join(results))
+
+
+def _reply(message: AIMessage) -> Message:
+    text = _text(message)
+    parts = [text] if text else []
+    parts += (render_call(call["name"], call["args"]) for call in message.tool_calls)
+    parts += map(_as_written, message.invalid_tool_calls)
+    return Message("assistant", "\n".join(parts), key_of(text, message.tool_calls, message.invalid_tool_calls))
+
+
+def _as_written(call: InvalidToolCall) -> str:
+    """What was meant to be a call, as the model wrote it; a call from elsewhere may lack the marks."""
+    written = call["args"] or ""
+    return f"{written if written.startswith(CALL_OPENING.rstrip()) else CALL_OPENING + written}{CALL_CLOSING}"
+
+
+def key_of(text: str, calls: Iterable[ToolCall], invalid: Iterable[InvalidToolCall]) -> str:
+    """What a reply is remembered under."""
+    broken = (("", {"args": call["args"]}) for call in invalid)
+    return reply_key(text, [*((call["name"], call["args"]) for call in calls), *broken])
+
+
+def _result(message: ToolMessage | FunctionMessage) -> str:
+    is_error = isinstance(message, ToolMessage) and message.status == "error"
+    return render_response(_text(message), name=message.name, is_error=is_error)
 
 
 def _role(message: BaseMessage) -> str:
-    if isinstance(message, ToolMessage | FunctionMessage):
-        raise NotYetAvailableError(f"messages: a {type(message).__name__} is not available yet; {_NO_TOOLS}")
-    if isinstance(message, AIMessage) and (message.tool_calls or message.invalid_tool_calls):
-        raise NotYetAvailableError(f"messages: an AIMessage with tool calls is not available yet; {_NO_TOOLS}")
     given = message.role if isinstance(message, ChatMessage) else message.type.removesuffix("MessageChunk").lower()
     role = _ROLES.get(given)
     if role is None:
@@ -89,48 +124,68 @@ def _role(message: BaseMessage) -> str:
 def _text(message: BaseMessage) -> str:
     if isinstance(message.content, str):
         return message.content
-    return "".join(_block_text(block) for block in message.content)
+    return "".join(_block_text(block, message) for block in message.content)
 
 
-def _block_text(block: str | dict[str, Any]) -> str:
+def _block_text(block: str | dict[str, Any], message: BaseMessage) -> str:
     if isinstance(block, str):
         return block
-    text = block.get("text")
-    if block.get("type") != "text" or not isinstance(text, str):
-        given = f"a content block of type {block.get('type')!r}"
-        raise InvalidArgumentError(
-            "messages", given, 'text blocks, {"type": "text", "text": ...}', "Text is all the model reads."
-        )
-    return text
+    kind, text = block.get("type"), block.get("text")
+    if kind in ("text", "text-plain") and isinstance(text, str):
+        return text
+    if isinstance(message, AIMessage) and kind in _CALLS_AND_THOUGHTS:
+        return ""
+    if isinstance(message, ToolMessage) and kind is None:
+        return json.dumps(block, ensure_ascii=False, default=str)
+    given = f"a content block of type {kind!r}"
+    raise InvalidArgumentError("messages", given, 'text blocks, {"type": "text", "text": ...}', "Text is all the model reads.")
 
 
-def answer(result: GenResult, model_name: str) -> AIMessage:
-    """A finished generation as a message."""
-    return AIMessage(
-        content=result.text,
-        usage_metadata=usage_metadata(result.usage),
-        response_metadata={"model_name": model_name, **generation_info(result)},
-    )
+# ---- to LangChain ----------------------------------------------------------------------------------------------------
+def tool_calls(reply: ParsedReply) -> dict[str, list[Any]]:
+    """``tool_calls`` and ``invalid_tool_calls`` of the message that says this."""
+    calls = [ToolCall(name=call.name, args=call.arguments, id=call.id, type="tool_call") for call in reply.calls]
+    invalid = [
+        InvalidToolCall(name=call.name, args=call.arguments, id=call.id, error=call.error, type="invalid_tool_call")
+        for call in reply.invalid
+    ]
+    return {"tool_calls": calls, "invalid_tool_calls": invalid}
 
 
-def closing_chunk(result: GenResult, model_name: str) -> AIMessageChunk:
-    """The last chunk of a stream, the only one with usage and metadata: chunks are added up, strings included."""
-    return AIMessageChunk(
-        content="",
-        usage_metadata=usage_metadata(result.usage),
-        response_metadata={"model_name": model_name, **generation_info(result)},
-        chunk_position="last",
-    )
+def tool_call_chunks(piece: ReplyPiece) -> list[ToolCallChunk]:
+    """Pieces of calls as LangChain's chunks. What is no call has no index: LangChain will find that its text cannot be read."""
+    calls = [
+        ToolCallChunk(name=call.name, args=call.arguments, id=call.id, index=call.index, type="tool_call_chunk")
+        for call in piece.calls
+    ]
+    invalid = [
+        ToolCallChunk(name=call.name, args=call.arguments, id=call.id, index=None, type="tool_call_chunk")
+        for call in piece.invalid
+    ]
+    return calls + invalid
 
 
-def generation_info(result: GenResult) -> dict[str, Any]:
-    """Why it ended, on which stop string, and with which seed it was sampled."""
-    info: dict[str, Any] = {"finish_reason": result.finish_reason.value}
+def generation_info(result: GenResult, codec: TextCodec, *, calls_tools: bool = False) -> dict[str, Any]:
+    """Why it ended, on which stop string, with which seed it was sampled, where its budget closed it, and log-probabilities."""
+    ended_itself = result.finish_reason in (FinishReason.STOP, FinishReason.GRAMMAR)
+    info: dict[str, Any] = {"finish_reason": "tool_calls" if calls_tools and ended_itself else _finish_reason(result)}
     if isinstance(result.matched_stop, str):
         info["stop_reason"] = result.matched_stop
     if result.seed is not None:
         info["seed"] = result.seed
+    if result.grammar_cut is not None:
+        info["grammar_cut"] = {
+            "num_tokens": result.grammar_cut.num_tokens,
+            "first_index": result.grammar_cut.first_index,
+        }
+    if result.logprobs is not None:
+        info["logprobs"] = {"content": openai_logprobs(result.logprobs, codec)}
     return info
+
+
+def _finish_reason(result: GenResult) -> str:
+    """The end of a grammar is a stop like any other; ``grammar_cut`` says where the budget brought it about."""
+    return "stop" if result.finish_reason is FinishReason.GRAMMAR else result.finish_reason.value
 
 
 def usage_metadata(usage: Usage) -> UsageMetadata:

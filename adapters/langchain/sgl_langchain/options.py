@@ -1,4 +1,4 @@
-"""Names of options, as people and frameworks type them: aliases, names without a meaning here, and names that come later.
+"""Names of options, as people and frameworks type them: aliases, and names without a meaning here.
 
 The models check every constructor and every call against this, so a typo is an error and nothing is ignored in silence.
 """
@@ -8,41 +8,51 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sgl_core.errors import InvalidArgumentError, NotYetAvailableError, UnknownOptionError
+from sgl_core.errors import InvalidArgumentError, UnknownOptionError
 
-__all__ = ["canonical_options"]
+__all__ = ["CHAT_OPTIONS", "SAMPLING_FIELDS", "TEXT_OPTIONS", "canonical_options"]
+
+SAMPLING_FIELDS: Final[Mapping[str, str]] = {
+    "temperature": "temperature",
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "logit_bias": "logit_bias",
+    "n": "n",
+    "stop": "stop",
+    "stop_token_ids": "stop_token_ids",
+    "stop_regex": "stop_regex",
+    "ignore_eos": "ignore_eos",
+    "seed": "seed",
+    "regex": "regex",
+    "choices": "choices",
+    "grammar": "grammar",
+    "json_schema": "json_schema",
+}
+"""Fields of a model, and the fields of ``SamplingParams`` that they are."""
+
+TEXT_OPTIONS: Final = frozenset(SAMPLING_FIELDS) | {"logprobs", "top_logprobs", "model", "namespace", "timeout"}
+"""Options of a call of any model."""
+
+CHAT_OPTIONS: Final = TEXT_OPTIONS | {"tools", "tool_choice", "parallel_tool_calls", "strict", "response_format"}
+"""Options of a call of a chat model."""
 
 _ALIASES: Final = {
     "model_name": "model",
     "stop_sequences": "stop",
     "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
+    "ebnf": "grammar",
 }
-# Generic code passes these to every model; here is nothing to log in to and nothing to try again.
-_WITHOUT_MEANING: Final = frozenset({"api_key", "max_retries"})
-
-_NO_TOOLS = "describe the tools in the prompt and read the answer with an output parser"
-_NO_SCHEMA = "ask for JSON in the prompt and read the answer with JsonOutputParser or PydanticOutputParser"
-_NO_LOGPROBS = "score continuations with engine.score(prompt, continuations)"
-_NOT_YET: Final = {
-    "tools": _NO_TOOLS,
-    "tool_choice": _NO_TOOLS,
-    "parallel_tool_calls": _NO_TOOLS,
-    "functions": _NO_TOOLS,
-    "function_call": _NO_TOOLS,
-    "strict": _NO_SCHEMA,
-    "response_format": _NO_SCHEMA,
-    "json_schema": _NO_SCHEMA,
-    "regex": _NO_SCHEMA,
-    "grammar": _NO_SCHEMA,
-    "ebnf": _NO_SCHEMA,
-    "stop_regex": "use stop=[...], or stop_regex in a program of sgl_native",
-    "choices": "use sgl.select in a program of sgl_native",
-    "logprobs": _NO_LOGPROBS,
-    "top_logprobs": _NO_LOGPROBS,
-    "n": "use batch([x] * n), which computes the prompt once",
-}
-_NEUTRAL: Final[tuple[object, ...]] = (None, False, 0, (), [], {})
+# Generic code passes these to every model; here is nothing to log in to and nothing to try again. ``stream`` is core's own
+# switch, and the form of a structured output is a note for traces.
+_WITHOUT_MEANING: Final = frozenset({"api_key", "max_retries", "stream", "ls_structured_output_format"})
 
 
 def canonical_options(where: str, given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
@@ -54,7 +64,6 @@ def canonical_options(where: str, given: Mapping[str, Any], known: Collection[st
         known: names that ``where`` takes.
 
     Raises:
-        NotYetAvailableError: an option that asks for something this version does not have.
         UnknownOptionError: a name nobody knows.
         InvalidArgumentError: one option under two names.
     """
@@ -65,15 +74,6 @@ def canonical_options(where: str, given: Mapping[str, Any], known: Collection[st
             raise InvalidArgumentError(f"{where}, {name}", "two of its names", "one of them")
         if name in known:
             options[name] = value
-        elif typed in _NOT_YET:
-            _check_neutral(where, typed, value)
         elif typed not in _WITHOUT_MEANING:
             raise UnknownOptionError(where, typed, known)
     return options
-
-
-def _check_neutral(where: str, option: str, value: object) -> None:
-    """Values that ask for nothing pass: frameworks write them out."""
-    if value in _NEUTRAL or (option == "n" and value == 1):
-        return
-    raise NotYetAvailableError(f"{where}: {option} is not available yet; {_NOT_YET[option]}")

@@ -1,45 +1,79 @@
 """Running requests: all of them submitted before any is awaited, and aborted when their caller goes away.
 
-Called by both models. Errors come out as LangChain's, see ``sgl_langchain.errors``.
+Called by the models. Errors come out as LangChain's, see ``sgl_langchain.errors``. A request takes its place in the scopes of
+compiled runnables around it (``sgl_langchain.scope``) before it is submitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from sgl_core.backend import Backend, Handle
-from sgl_core.types import GenRequest, GenResult
+from sgl_core.plugins import RequestRecord, get_host
+from sgl_core.types import GenRequest, GenResult, ScoreRequest, ScoreResult
 from sgl_langchain.errors import langchain_errors
+from sgl_langchain.scope import in_flight
 
-__all__ = ["apieces", "aresults", "pieces", "results"]
+__all__ = ["apieces", "aresults", "ascored", "observed", "pieces", "results", "scored"]
+
+HandleT = TypeVar("HandleT", bound=Handle[Any])
 
 
-def results(engine: Backend, requests: Sequence[GenRequest]) -> list[GenResult]:
-    """Results in order; the first error by position, with everything else aborted."""
-    handles: list[Handle[GenResult]] = []
+def results(engine: Backend, requests: Iterable[GenRequest]) -> list[list[GenResult]]:
+    """What each request gives (one result, or ``n``), in order; the first error by position, with everything else aborted."""
+    handles: list[Handle[Any]] = []
     with langchain_errors():
         try:
-            handles += (engine.submit(request) for request in requests)
-            return [handle.result() for handle in handles]
+            for request in requests:
+                with in_flight() as slot:
+                    handles.append(observed(slot.track(engine.submit(request))))
+            return [_as_list(handle.result()) for handle in handles]
         finally:
             _abort(handles)
 
 
-async def aresults(engine: Backend, requests: Sequence[GenRequest]) -> list[GenResult]:
+async def aresults(engine: Backend, requests: Iterable[GenRequest]) -> list[list[GenResult]]:
     """Like ``results``; cancelling it aborts the requests."""
-    handles: list[Handle[GenResult]] = []
+    handles: list[Handle[Any]] = []
     with langchain_errors():
         try:
-            handles += (engine.submit(request) for request in requests)
-            return [await handle for handle in handles]
+            for request in requests:
+                async with in_flight() as slot:
+                    handles.append(observed(slot.track(engine.submit(request))))
+            return [_as_list(await handle) for handle in handles]
         finally:
             _abort(handles)
+
+
+def scored(engine: Backend, request: ScoreRequest) -> ScoreResult:
+    """Score and wait; the request is aborted if the caller goes away."""
+    with langchain_errors():
+        with in_flight() as slot:
+            handle = slot.track(engine.score(request))
+        try:
+            return handle.result()
+        finally:
+            handle.abort()
+
+
+async def ascored(engine: Backend, request: ScoreRequest) -> ScoreResult:
+    """Like ``scored``."""
+    with langchain_errors():
+        async with in_flight() as slot:
+            handle = slot.track(engine.score(request))
+        try:
+            return await handle
+        finally:
+            handle.abort()
 
 
 def pieces(engine: Backend, request: GenRequest) -> Generator[str | GenResult, None, None]:
     """Text as it comes, then the result; closing it aborts the request."""
     with langchain_errors():
-        handle = engine.submit(request)
+        with in_flight() as slot:
+            handle = observed(slot.track(engine.submit(request)))
         try:
             for delta in handle:
                 if delta.text:
@@ -52,7 +86,8 @@ def pieces(engine: Backend, request: GenRequest) -> Generator[str | GenResult, N
 async def apieces(engine: Backend, request: GenRequest) -> AsyncGenerator[str | GenResult, None]:
     """Like ``pieces``; cancelling it aborts the request, too."""
     with langchain_errors():
-        handle = engine.submit(request)
+        async with in_flight() as slot:
+            handle = observed(slot.track(engine.submit(request)))
         try:
             async for delta in handle:
                 if delta.text:
@@ -62,7 +97,23 @@ async def apieces(engine: Backend, request: GenRequest) -> AsyncGenerator[str | 
             handle.abort()
 
 
-def _abort(handles: Sequence[Handle[GenResult]]) -> None:
+def observed(handle: HandleT) -> HandleT:
+    """Tell plugins that observe requests when this one ends. Returns it."""
+    host = get_host()
+    if host.has_observers:
+        handle.add_done_callback(partial(_tell, handle))
+    return handle
+
+
+def _tell(handle: Handle[Any]) -> None:
+    get_host().request_finished(RequestRecord.of(handle, "langchain"))
+
+
+def _as_list(given: GenResult | list[GenResult]) -> list[GenResult]:
+    return given if isinstance(given, list) else [given]
+
+
+def _abort(handles: Sequence[Handle[Any]]) -> None:
     """No effect on those that have ended."""
     for handle in handles:
         handle.abort()
