@@ -1,0 +1,190 @@
+"""Schemas as people hand them to a model, as JSON schemas, and what an answer is held to. Pure.
+
+``structured`` and ``tools`` call it. A schema is a Pydantic class of either version, a ``TypedDict``, a JSON schema, or the
+description of a function as OpenAI or Anthropic write it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
+from typing_extensions import is_typeddict
+
+from sgl_core.errors import InvalidArgumentError
+
+__all__ = ["NamedSchema", "all_required", "constraint_text", "json_text", "read_schema"]
+
+_EXPECTED: Final = "a Pydantic class, a TypedDict, a JSON schema, or a function as OpenAI describes it"
+_SAYS_SOMETHING: Final = frozenset(
+    {"type", "properties", "items", "prefixItems", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "title"}
+)
+_DATA: Final = frozenset({"const", "default", "enum", "examples"})
+_NAMED: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
+_ALTERNATIVES: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
+_LATE_RULES: Final = frozenset({"dependentSchemas", "if", "not", "unevaluatedProperties"})
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSchema:
+    """A JSON schema with a name.
+
+    Args:
+        name: of the class or function, or the title; None for a JSON schema without one.
+        schema: as LangChain's own conversion has it for functions; otherwise as it was given.
+        strict: what the description of a function or a response format says of itself.
+    """
+
+    name: str | None
+    schema: Mapping[str, Any]
+    strict: bool | None = None
+
+
+def read_schema(argument: str, given: object) -> NamedSchema:
+    """The JSON schema that ``given`` stands for.
+
+    Args:
+        argument: what the caller called it, for errors.
+        given: a schema in any of the forms above.
+
+    Raises:
+        InvalidArgumentError: it is none of them, or cannot be described as JSON schema.
+    """
+    try:
+        if isinstance(given, Mapping):
+            return _read_mapping(argument, given)
+        if isinstance(given, type) and is_basemodel_subclass(given):
+            described: Any = given  # of version 1 or 2
+            schema = described.model_json_schema() if issubclass(given, BaseModel) else described.schema()
+            return NamedSchema(str(schema.get("title") or given.__name__), schema)
+        if is_typeddict(given):
+            schema = convert_to_json_schema(given)  # type: ignore[arg-type]  # takes them, and does not say so
+            return NamedSchema(str(schema["title"]), schema)
+    except InvalidArgumentError:
+        raise
+    except Exception as error:  # the class is the caller's, and so is what it raises
+        shown = getattr(given, "__name__", type(given).__name__)
+        raise InvalidArgumentError(argument, shown, "something that JSON schema can describe", str(error)) from error
+    raise InvalidArgumentError(argument, getattr(given, "__name__", type(given).__name__), _EXPECTED)
+
+
+def _read_mapping(argument: str, given: Mapping[str, Any]) -> NamedSchema:
+    if given.get("type") == "function" and isinstance(given.get("function"), Mapping):
+        return _read_mapping(argument, given["function"])
+    name = given.get("name")
+    if isinstance(name, str) and name:
+        strict = given.get("strict")
+        if isinstance(given.get("schema"), Mapping):
+            return NamedSchema(name, given["schema"], strict)
+        function = {"parameters": {"type": "object", "properties": {}}, **{k: v for k, v in given.items() if k != "strict"}}
+        return NamedSchema(name, convert_to_json_schema(function), strict)
+    if not _SAYS_SOMETHING & given.keys():
+        raise InvalidArgumentError(argument, f"a dict with {_keys(given)}", _EXPECTED)
+    title = given.get("title")
+    return NamedSchema(title if isinstance(title, str) and title else None, given)
+
+
+def _keys(given: Mapping[str, Any]) -> str:
+    return f"the keys {', '.join(map(repr, given))}" if given else "no keys"
+
+
+def json_text(argument: str, value: object) -> str:
+    """JSON in the author's order of keys, which is the order of the answer's.
+
+    Raises:
+        InvalidArgumentError: it holds what JSON cannot.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgumentError(argument, type(value).__name__, "nothing but what JSON can hold", str(error)) from None
+
+
+def constraint_text(argument: str, schema: Mapping[str, Any], *, strict: bool = False) -> str:
+    """What an answer is held to, as the text of a JSON schema; every output of it is one of ``schema``.
+
+    An object that names its properties and is silent about others has no others: a model makes up no keys. Where schemas are
+    put together (several ``allOf``, ``properties`` beside ``anyOf``), objects stay as open as they were written.
+
+    Args:
+        argument: what the caller called the schema, for errors.
+        schema: not changed.
+        strict: every property that is named is required.
+
+    Raises:
+        InvalidArgumentError: it holds what JSON cannot, or is nested too deep to be read.
+    """
+    return _constraint_text(json_text(argument, schema), strict)
+
+
+@lru_cache(maxsize=256)
+def _constraint_text(text: str, strict: bool) -> str:
+    schema = json.loads(text)
+    if not any(map(_is_composed, _schemas(schema))):
+        schema = _rewritten(schema, _closed)
+    return json_text("schema", all_required(schema) if strict else schema)
+
+
+def all_required(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which every property that is named is required, as OpenAI's ``strict`` has it.
+
+    Raises:
+        InvalidArgumentError: it is nested too deep to be read.
+    """
+    return _rewritten(schema, _required)
+
+
+def _closed(schema: dict[str, Any]) -> None:
+    if isinstance(schema.get("properties"), dict) and not {"additionalProperties", "patternProperties"} & schema.keys():
+        schema["additionalProperties"] = False
+
+
+def _required(schema: dict[str, Any]) -> None:
+    if isinstance(schema.get("properties"), dict) and schema["properties"]:
+        schema["required"] = list(schema["properties"])
+
+
+def _is_composed(schema: Mapping[str, Any]) -> bool:
+    """Whether one object must satisfy several schemas, each of which may name properties of its own."""
+    parts = schema.get("allOf")
+    joins = (isinstance(parts, list) and len(parts) > 1) or len(_ALTERNATIVES & schema.keys()) > 1
+    return joins or bool(_LATE_RULES & schema.keys()) or ("properties" in schema and bool(_ALTERNATIVES & schema.keys()))
+
+
+def _rewritten(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    try:
+        return _changed(schema, change)
+    except RecursionError:
+        raise InvalidArgumentError("schema", "one that is nested too deep", "a schema that can be read to its end") from None
+
+
+def _changed(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A copy of a schema on which, and on all schemas inside it, ``change`` was called."""
+    copy = {key: _changed_value(key, value, change) for key, value in schema.items()}
+    change(copy)
+    return copy
+
+
+def _changed_value(key: str, value: Any, change: Callable[[dict[str, Any]], None]) -> Any:
+    if key in _DATA:
+        return value
+    if key in _NAMED and isinstance(value, Mapping):
+        return {name: _changed(one, change) if isinstance(one, Mapping) else one for name, one in value.items()}
+    if isinstance(value, Mapping):
+        return _changed(value, change)
+    if isinstance(value, list):
+        return [_changed(one, change) if isinstance(one, Mapping) else one for one in value]
+    return value
+
+
+def _schemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema and all schemas inside it."""
+    found: list[Mapping[str, Any]] = []
+    _rewritten(schema, found.append)
+    yield from found
