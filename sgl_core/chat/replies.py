@@ -87,14 +87,27 @@ class ReplyMemory:
             self._num_tokens -= len(reply.ids)
 
 
-_memories: weakref.WeakKeyDictionary[Backend, ReplyMemory] = weakref.WeakKeyDictionary()
-_memories_lock = threading.Lock()
+_memories: dict[int, ReplyMemory] = {}
+"""By identity of the engine: one of somebody else's need not be hashable, and two that are equal are still two."""
+_memories_lock = threading.RLock()  # the garbage collector may end an engine while this very thread is inside
 
 
 def memory_of(engine: Backend) -> ReplyMemory:
     """The replies of an engine; they go with it. Front ends on one engine share them."""
+    key = id(engine)
     with _memories_lock:
-        memory = _memories.get(engine)
-        if memory is None:
-            memory = _memories[engine] = ReplyMemory()
+        memory = _memories.get(key)
+        if memory is not None:
+            return memory
+        memory = ReplyMemory()
+        try:
+            weakref.finalize(engine, _forget_engine, key).atexit = False
+        except TypeError:  # nobody would tell when it goes, so nothing is kept for it
+            return memory
+        _memories[key] = memory
         return memory
+
+
+def _forget_engine(key: int) -> None:
+    with _memories_lock:
+        _memories.pop(key, None)

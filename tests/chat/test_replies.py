@@ -66,3 +66,17 @@ def test_front_ends_on_one_engine_share_its_replies_which_go_with_it():
     memory_of(FakeBackend()).remember((1,), "a", Reply((1,), "a"))
     gc.collect()
     assert memory_of(FakeBackend()).find((1,), "a") is None
+
+
+def test_an_engine_that_can_be_neither_hashed_nor_referred_to_weakly_has_a_memory_that_nobody_keeps():
+    class Unhashable(FakeBackend):
+        __hash__ = None
+
+    class Slotted:
+        __slots__ = ()
+
+    with Unhashable() as one:
+        assert memory_of(one) is memory_of(one)
+    slotted = Slotted()
+    memory_of(slotted).remember((1,), "a", Reply((1,), "a"))
+    assert memory_of(slotted).find((1,), "a") is None

@@ -47,6 +47,11 @@ class EngineLeases:
         lease = self._held.get(config)
         return lease.engine if lease is not None else await asyncio.to_thread(self.engine, config)
 
+    def held(self, config: EngineConfig) -> Backend | None:
+        """The engine for ``config`` if it is leased already; loads nothing."""
+        lease = self._held.get(config)
+        return None if lease is None else lease.engine
+
     def close(self) -> None:
         """Give every lease back; the next use leases anew."""
         with self._lock:
