@@ -6,8 +6,8 @@ import asyncio
 import copy
 import itertools
 import json
-import pickle
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -217,7 +217,7 @@ def test_strict_is_none_true_or_false(strict):
 
 def test_a_chain_pickles():
     chain = ChatSgl().with_structured_output(Joke)
-    assert pickle.loads(pickle.dumps(chain)).first.kwargs == chain.first.kwargs
+    assert ForkingPickler.loads(ForkingPickler.dumps(chain)).first.kwargs == chain.first.kwargs
 
 
 # ---- raw answers and failures ----------------------------------------------------------------------------------------

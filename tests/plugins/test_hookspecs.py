@@ -46,6 +46,13 @@ def test_the_record_of_a_request_that_succeeded_has_its_counts():
     assert "secret" not in repr(record)
 
 
+def test_the_record_of_a_request_with_several_completions_counts_all_of_them_and_the_prompt_once():
+    handle = RequestHandle()
+    handle.finish([GenResult("a", (1,), FinishReason.STOP, Usage(5, cached, 2)) for cached in (3, 5, 5)])
+    record = RequestRecord.of(handle, "langchain")
+    assert (record.finish_reason, record.usage) == (FinishReason.STOP, Usage(5, 3, 6))
+
+
 def test_the_record_of_a_request_that_failed_has_its_error():
     handle = RequestHandle()
     error = RuntimeError("no more memory")

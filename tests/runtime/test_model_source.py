@@ -11,7 +11,7 @@ import pytest
 from sgl_core.config import Environment
 from sgl_core.errors import ModelFormatError, ModelNotFoundError
 from sgl_core.runtime import model_source
-from sgl_core.runtime.model_source import resolve_model
+from sgl_core.runtime.model_source import peek_context_tokens, resolve_model
 
 ENV = Environment(Path("/nonexistent"), None, frozenset())
 
@@ -226,3 +226,26 @@ def test_a_large_file_is_known_by_its_ends_size_and_time(folder: Path, monkeypat
     assert resolve_model(str(folder), ENV).fingerprint == before
     weights.write_bytes(b"head" + bytes(100) + b"tale")
     assert resolve_model(str(folder), ENV).fingerprint != before
+
+
+def test_a_glance_says_how_many_tokens_a_model_takes(embedded_gguf: Path, folder: Path) -> None:
+    assert peek_context_tokens(None, ENV) == 8192
+    assert peek_context_tokens(str(embedded_gguf), ENV) == 8192
+    (folder / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 777}')
+    assert peek_context_tokens(str(folder), ENV) == 777
+    assert peek_context_tokens(None, Environment(Path("/nonexistent"), str(folder), frozenset())) == 777
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "some/name-on-the-hub"])
+def test_a_glance_at_what_is_not_on_this_machine_says_nothing_and_asks_no_network(hub: Path, model: str) -> None:
+    assert peek_context_tokens(model, ENV) is None
+    assert list(hub.iterdir()) == []
+
+
+def test_a_glance_at_a_damaged_model_says_nothing(folder: Path, tmp_path: Path) -> None:
+    assert peek_context_tokens(str(folder), ENV) is None
+    (folder / "config.json").write_text("{")
+    assert peek_context_tokens(str(folder), ENV) is None
+    stub = tmp_path / "stub.gguf"
+    stub.write_bytes(b"GGUF\x03")
+    assert peek_context_tokens(str(stub), ENV) is None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sgl_langchain.llm import SglLLM
     from sgl_langchain.registration import register_with_langchain
 
-__all__ = ["ChatSgl", "CompiledRunnable", "SglDecisions", "SglLLM", "compile_runnable", "register_with_langchain"]
+__all__ = ["ChatSgl", "CompiledRunnable", "SglLLM", "compile_runnable", "register_with_langchain"]
 
 _HOMES = {
     "ChatSgl": "sgl_langchain.chat",
@@ -41,6 +41,8 @@ def _is_installed(module: str) -> bool:
 
 if not _is_installed("langchain_core"):
     raise core_errors.MissingExtraError("langchain", "langchain_core")
+if _is_installed("langchain_core.decisions"):  # since langchain-core 1.8; before, asking for the class says so
+    __all__ += ["SglDecisions"]
 
 
 def __getattr__(name: str) -> Any:
@@ -52,4 +54,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The names above, the lazy ones too."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})
