@@ -300,6 +300,16 @@ def test_closing_the_stream_of_branches_aborts_them_all(endless):
     assert all(handle.done() for handle in endless.handles)
 
 
+def test_no_step_takes_half_an_answer_for_a_whole_one_when_its_stream_is_closed(endless):
+    seen = []
+    chain = RunnableParallel(now=RunnableLambda(lambda q: q["n"]), later=says(endless) | RunnableLambda(seen.append))
+    stream = compile_runnable(chain).stream(TIDE)
+    assert next(stream) == {"now": "#1"}
+    stream.close()
+    assert all(handle.done() for handle in endless.handles)
+    assert seen == []
+
+
 def test_a_stream_that_is_dropped_aborts_too(endless):
     stream = compile_runnable(says(endless)).stream(TIDE)
     next(stream)
@@ -390,6 +400,23 @@ def test_one_configuration_with_a_handler_keeps_a_batch_from_being_a_program(eng
     handler = Handler()
     compile_runnable(says(engine)).batch([TIDE, TIDE], [{}, {"callbacks": [handler]}])
     assert handler.names[0] == "RunnableSequence"
+
+
+@pytest.mark.parametrize("mode", ["scope", "program"])
+def test_a_retry_around_the_chain_tries_as_often_as_langchain_does(engine, mode):
+    calls = []
+
+    def fails(text):
+        calls.append(text)
+        raise KeyError(text)
+
+    chain = (says(engine) | RunnableLambda(fails)).with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
+    counts = []
+    for runnable in (chain, compile_runnable(chain, mode=mode)):
+        calls.clear()
+        assert isinstance(dict(runnable.batch_as_completed([TIDE], return_exceptions=True))[0], KeyError)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
 
 
 def test_the_program_is_a_native_one_and_prints_as_text(engine):

@@ -8,7 +8,7 @@ import pytest
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.handle import RequestHandle
-from sgl_langchain.scope import Gate, Scope, ain_flight, current_scope, in_flight, scope
+from sgl_langchain.scope import Gate, Scope, StreamLeft, ain_flight, current_scope, in_flight, scope
 
 HANG_S = 20
 
@@ -280,8 +280,19 @@ def test_aborting_ends_what_is_under_way_and_what_comes_later():
         handles[0].finish("done")
         outer.abort()
         assert aborted == [1]
-        in_flight().track(handles[2])
+        with pytest.raises(StreamLeft):
+            in_flight().track(handles[2])
         assert aborted == [1, 2]
+
+
+def test_what_an_aborted_request_has_said_does_not_pass_for_its_answer():
+    with scope(is_abortable=True) as found:
+        slot = in_flight()
+        slot.track(RequestHandle())
+        slot.check()
+        found.abort()
+        with pytest.raises(StreamLeft):
+            slot.check()
 
 
 def test_a_stream_runs_inside_its_scope_and_its_consumer_outside():

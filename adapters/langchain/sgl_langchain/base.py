@@ -176,9 +176,10 @@ class SglLanguageModel(BaseLanguageModel[Any]):
     def _for_call(self, stop: list[str] | None, options: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
         """This object with the options of one call in place of its own, and those of them that are no fields of it.
 
+        Values are checked where they are used.
+
         Raises:
             UnknownOptionError: an option that no call has.
-            InvalidArgumentError: a value out of range.
         """
         with langchain_errors():
             given = canonical_options(f"{type(self).__name__} call", options, self._call_options)
@@ -189,7 +190,6 @@ class SglLanguageModel(BaseLanguageModel[Any]):
             fields = type(self).model_fields
             update = {name: value for name, value in given.items() if name in fields}
             call = self.model_copy(update=update) if update else self
-            call._sampling_params()
         return call, {name: value for name, value in given.items() if name not in fields}
 
     def _engine_config(self) -> EngineConfig:
@@ -198,8 +198,9 @@ class SglLanguageModel(BaseLanguageModel[Any]):
             raise InvalidArgumentError(f"engine_kwargs[{name!r}]", self.engine_kwargs[name], f"{name}= outside engine_kwargs")
         return EngineConfig.from_options(**options, **self.engine_kwargs)
 
-    def _sampling_params(self) -> SamplingParams:
-        values = {param: getattr(self, field) for field, param in SAMPLING_FIELDS.items()}
+    def _sampling_params(self, **others: Any) -> SamplingParams:
+        """How to sample; ``others`` are fields of ``SamplingParams`` that stand in place of this object's."""
+        values = {param: getattr(self, field) for field, param in SAMPLING_FIELDS.items()} | others
         try:
             if self.logprobs or self.top_logprobs is not None:
                 values["logprobs"] = self._num_logprobs()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -16,9 +15,10 @@ from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import override
 
-from sgl_core.backend import Backend
+from sgl_core.backend import Backend, TextCodec
 from sgl_core.chat.conversation import render
 from sgl_core.chat.replies import memory_of
+from sgl_core.chat.tools import ToolForm, form_for
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.types import SamplingParams
 from sgl_langchain import running
@@ -56,6 +56,8 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         n: answers to one prompt, which is computed once; ``generate`` shows them all.
         logprobs, top_logprobs: report log-probabilities in ``response_metadata``.
         streaming: answer every call through the stream, for callbacks that want tokens.
+        tool_format: how the prompt offers tools: "hermes" (as JSON, for models that were trained on it), "signatures" (for
+            others), or "auto", the default: what the model's chat template suggests.
         model_kwargs: further options by name.
 
     Instantiate:
@@ -125,9 +127,16 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
     _kind: ClassVar[Literal["chat", "llm"]] = "chat"
     _call_options: ClassVar[frozenset[str]] = CHAT_OPTIONS
 
+    tool_format: Literal["auto", "hermes", "signatures"] = "auto"
+
     @property
     def _llm_type(self) -> str:
         return "sgl-chat"
+
+    @property
+    @override
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**super()._identifying_params, "tool_format": self.tool_format}
 
     @override
     def _resolve_model_profile(self) -> ModelProfile | None:
@@ -226,11 +235,12 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
 
     def _prepared(self, engine: Backend, messages: Sequence[BaseMessage], options: Mapping[str, Any]) -> PreparedCall:
         with langchain_errors():
-            tools = tool_set(options)
+            codec = codec_of(engine)
+            tools = tool_set(options, self._tool_form(codec))
             call = PreparedCall(
                 engine=engine,
                 model_name=self._model_name,
-                prompt=render(codec_of(engine), conversation(messages, tools), replies=memory_of(engine)),
+                prompt=render(codec, conversation(messages, tools), replies=memory_of(engine)),
                 params=self._answer_params(options.get("response_format")),
                 namespace=self.namespace,
                 timeout_s=self.timeout,
@@ -240,14 +250,16 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
             )
             return call if tools is None or tools.choice in ("auto", "none") else call.as_tool_call()
 
+    def _tool_form(self, codec: TextCodec) -> ToolForm:
+        return form_for(codec) if self.tool_format == "auto" else self.tool_format
+
     def _answer_params(self, response_format: object) -> SamplingParams:
         """Parameters of an answer in text. Without a constraint it has a token at least: nobody wants an empty answer."""
         constraint = response_constraint(response_format)
-        params = self._sampling_params()
-        if constraint:
-            return replace(params, **constraint)
-        is_free = all(one is None for one in (params.regex, params.choices, params.grammar, params.json_schema))
-        return replace(params, min_new_tokens=1) if is_free and self.min_tokens is None else params
+        given = (self.min_tokens, self.regex, self.choices, self.grammar, self.json_schema)
+        if not constraint and all(one is None for one in given):
+            return self._sampling_params(min_new_tokens=1)
+        return self._sampling_params(**constraint)
 
     def _decided(self, call: PreparedCall) -> PreparedCall:
         return call if call.is_decided else call.decided(running.scored(call.engine, call.decision))
@@ -301,9 +313,10 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
             tools: that it is given.
         """
         with langchain_errors():
-            told = conversation(messages, tool_set({"tools": tools}))
             engine = self._engine()
-            return len(render(codec_of(engine), told, replies=memory_of(engine)).ids)
+            codec = codec_of(engine)
+            told = conversation(messages, tool_set({"tools": tools}, self._tool_form(codec)))
+            return len(render(codec, told, replies=memory_of(engine)).ids)
 
     # ---- tools and structure -----------------------------------------------------------------------------------------
     @override

@@ -14,7 +14,7 @@ from sgl_core.backend import Backend, Handle
 from sgl_core.plugins import RequestRecord, get_host
 from sgl_core.types import GenRequest, GenResult, ScoreRequest, ScoreResult
 from sgl_langchain.errors import langchain_errors
-from sgl_langchain.scope import in_flight
+from sgl_langchain.scope import Slot, in_flight
 
 __all__ = ["apieces", "aresults", "ascored", "observed", "pieces", "results", "scored"]
 
@@ -24,12 +24,16 @@ HandleT = TypeVar("HandleT", bound=Handle[Any])
 def results(engine: Backend, requests: Iterable[GenRequest]) -> list[list[GenResult]]:
     """What each request gives (one result, or ``n``), in order; the first error by position, with everything else aborted."""
     handles: list[Handle[Any]] = []
+    slots: list[Slot] = []
     with langchain_errors():
         try:
             for request in requests:
                 with in_flight() as slot:
+                    slots.append(slot)
                     handles.append(observed(slot.track(engine.submit(request))))
-            return [_as_list(handle.result()) for handle in handles]
+            outcomes = [_as_list(handle.result()) for handle in handles]
+            _check(slots)
+            return outcomes
         finally:
             _abort(handles)
 
@@ -37,12 +41,16 @@ def results(engine: Backend, requests: Iterable[GenRequest]) -> list[list[GenRes
 async def aresults(engine: Backend, requests: Iterable[GenRequest]) -> list[list[GenResult]]:
     """Like ``results``; cancelling it aborts the requests."""
     handles: list[Handle[Any]] = []
+    slots: list[Slot] = []
     with langchain_errors():
         try:
             for request in requests:
                 async with in_flight() as slot:
+                    slots.append(slot)
                     handles.append(observed(slot.track(engine.submit(request))))
-            return [_as_list(await handle) for handle in handles]
+            outcomes = [_as_list(await handle) for handle in handles]
+            _check(slots)
+            return outcomes
         finally:
             _abort(handles)
 
@@ -53,7 +61,9 @@ def scored(engine: Backend, request: ScoreRequest) -> ScoreResult:
         with in_flight() as slot:
             handle = slot.track(engine.score(request))
         try:
-            return handle.result()
+            result = handle.result()
+            slot.check()
+            return result
         finally:
             handle.abort()
 
@@ -64,7 +74,9 @@ async def ascored(engine: Backend, request: ScoreRequest) -> ScoreResult:
         async with in_flight() as slot:
             handle = slot.track(engine.score(request))
         try:
-            return await handle
+            result = await handle
+            slot.check()
+            return result
         finally:
             handle.abort()
 
@@ -78,7 +90,9 @@ def pieces(engine: Backend, request: GenRequest) -> Generator[str | GenResult, N
             for delta in handle:
                 if delta.text:
                     yield delta.text
-            yield handle.result()
+            result = handle.result()
+            slot.check()
+            yield result
         finally:
             handle.abort()
 
@@ -92,7 +106,9 @@ async def apieces(engine: Backend, request: GenRequest) -> AsyncGenerator[str | 
             async for delta in handle:
                 if delta.text:
                     yield delta.text
-            yield await handle
+            result = await handle
+            slot.check()
+            yield result
         finally:
             handle.abort()
 
@@ -111,6 +127,11 @@ def _tell(handle: Handle[Any]) -> None:
 
 def _as_list(given: GenResult | list[GenResult]) -> list[GenResult]:
     return given if isinstance(given, list) else [given]
+
+
+def _check(slots: Sequence[Slot]) -> None:
+    for slot in slots:
+        slot.check()
 
 
 def _abort(handles: Sequence[Handle[Any]]) -> None:

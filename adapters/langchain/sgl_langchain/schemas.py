@@ -7,7 +7,7 @@ description of a function as OpenAI or Anthropic write it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -17,6 +17,7 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
+from sgl_core.chat.json_schemas import close_object, is_composed, rewritten
 from sgl_core.errors import InvalidArgumentError
 
 __all__ = ["NamedSchema", "all_required", "constraint_text", "json_text", "read_schema"]
@@ -25,10 +26,6 @@ _EXPECTED: Final = "a Pydantic class, a TypedDict, a JSON schema, or a function 
 _SAYS_SOMETHING: Final = frozenset(
     {"type", "properties", "items", "prefixItems", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "title"}
 )
-_DATA: Final = frozenset({"const", "default", "enum", "examples"})
-_NAMED: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
-_ALTERNATIVES: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
-_LATE_RULES: Final = frozenset({"dependentSchemas", "if", "not", "unevaluatedProperties"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +123,9 @@ def constraint_text(argument: str, schema: Mapping[str, Any], *, strict: bool = 
 @lru_cache(maxsize=256)
 def _constraint_text(text: str, strict: bool) -> str:
     schema = json.loads(text)
-    if not any(map(_is_composed, _schemas(schema))):
-        schema = _rewritten(schema, _closed)
+    closed = _rewritten(schema, close_object)  # this is also what finds a schema nested too deep
+    if not is_composed(schema):
+        schema = closed
     return json_text("schema", all_required(schema) if strict else schema)
 
 
@@ -140,51 +138,13 @@ def all_required(schema: Mapping[str, Any]) -> dict[str, Any]:
     return _rewritten(schema, _required)
 
 
-def _closed(schema: dict[str, Any]) -> None:
-    if isinstance(schema.get("properties"), dict) and not {"additionalProperties", "patternProperties"} & schema.keys():
-        schema["additionalProperties"] = False
-
-
 def _required(schema: dict[str, Any]) -> None:
     if isinstance(schema.get("properties"), dict) and schema["properties"]:
         schema["required"] = list(schema["properties"])
 
 
-def _is_composed(schema: Mapping[str, Any]) -> bool:
-    """Whether one object must satisfy several schemas, each of which may name properties of its own."""
-    parts = schema.get("allOf")
-    joins = (isinstance(parts, list) and len(parts) > 1) or len(_ALTERNATIVES & schema.keys()) > 1
-    return joins or bool(_LATE_RULES & schema.keys()) or ("properties" in schema and bool(_ALTERNATIVES & schema.keys()))
-
-
 def _rewritten(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     try:
-        return _changed(schema, change)
+        return rewritten(schema, change)
     except RecursionError:
         raise InvalidArgumentError("schema", "one that is nested too deep", "a schema that can be read to its end") from None
-
-
-def _changed(schema: Mapping[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """A copy of a schema on which, and on all schemas inside it, ``change`` was called."""
-    copy = {key: _changed_value(key, value, change) for key, value in schema.items()}
-    change(copy)
-    return copy
-
-
-def _changed_value(key: str, value: Any, change: Callable[[dict[str, Any]], None]) -> Any:
-    if key in _DATA:
-        return value
-    if key in _NAMED and isinstance(value, Mapping):
-        return {name: _changed(one, change) if isinstance(one, Mapping) else one for name, one in value.items()}
-    if isinstance(value, Mapping):
-        return _changed(value, change)
-    if isinstance(value, list):
-        return [_changed(one, change) if isinstance(one, Mapping) else one for one in value]
-    return value
-
-
-def _schemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A schema and all schemas inside it."""
-    found: list[Mapping[str, Any]] = []
-    _rewritten(schema, found.append)
-    yield from found

@@ -18,7 +18,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from sgl_core.chat.tools import Tool, ToolSet
+from sgl_core.chat.tools import Tool, ToolForm, ToolSet
 from sgl_core.errors import InvalidArgumentError
 from sgl_langchain.errors import langchain_errors
 from sgl_langchain.schemas import all_required, json_text
@@ -72,16 +72,18 @@ def bind_tools(
         if response_format is not None:
             options["response_format"] = bound_response_format(response_format, strict)
             response_constraint(options["response_format"])
-        model._for_call(None, kwargs)
+        call, _ = model._for_call(None, kwargs)
+        call._sampling_params()
     return model.bind(**options, **kwargs)
 
 
-def tool_set(options: Mapping[str, Any]) -> ToolSet | None:
+def tool_set(options: Mapping[str, Any], form: ToolForm = "hermes") -> ToolSet | None:
     """The tools of a call; None if it has none.
 
     Args:
         options: of the call. ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``strict`` are read, in any form that
             ``bind_tools`` takes.
+        form: how the prompt offers them.
 
     Raises:
         InvalidArgumentError: as in ``bind_tools``; also for two tools that share a name and differ.
@@ -95,18 +97,19 @@ def tool_set(options: Mapping[str, Any]) -> ToolSet | None:
     word = _choice(choice, _names(converted)) or "auto"
     parallel = options.get("parallel_tool_calls")
     # Bound tools come back at every call. They are told apart by their text, since anybody may change a dict.
-    return _tool_set(json_text("tools", converted), word, parallel is not None and _flag("parallel_tool_calls", parallel))
+    text = json_text("tools", converted)
+    return _tool_set(text, word, parallel is not None and _flag("parallel_tool_calls", parallel), form)
 
 
 @lru_cache(maxsize=256)
-def _tool_set(text: str, choice: str, parallel: bool) -> ToolSet:
+def _tool_set(text: str, choice: str, parallel: bool, form: ToolForm) -> ToolSet:
     """Of tools that are given twice, the same in every word, one is left."""
     distinct: dict[str, Tool] = {}
     for index, tool in enumerate(json.loads(text)):
         key = json_text("tools", tool)
         if key not in distinct:
             distinct[key] = _tool(f"tools[{index}]", tool)
-    return ToolSet(tuple(distinct.values()), choice, parallel)
+    return ToolSet(tuple(distinct.values()), choice, parallel, form)
 
 
 def _tool(argument: str, tool: dict[str, Any]) -> Tool:

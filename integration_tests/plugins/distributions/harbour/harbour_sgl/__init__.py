@@ -1,0 +1,1 @@
+"""Runnables of a harbour office, and a plugin that tells sgl-core what they are made of."""
