@@ -77,6 +77,10 @@ class TextCodec(Protocol):
     def fingerprint(self) -> str:
         """Identifies vocabulary, merges and template."""
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template takes tools: then the model was trained to call them, see ``sgl_core.chat.tools``."""
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Program or user text; never yields a control id."""
 

@@ -1,4 +1,4 @@
-"""LangChain's standard suite on the embedded model, as far as it needs neither tools nor schemas."""
+"""LangChain's standard suite for chat models on the embedded model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
@@ -25,6 +26,7 @@ def engine_of_the_suite() -> Iterator[None]:
         yield
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")  # the suite calls as_tool
 class TestChatSgl(ChatModelIntegrationTests):
     @property
     def chat_model_class(self) -> type[ChatSgl]:
@@ -32,19 +34,19 @@ class TestChatSgl(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"max_tokens": 8}
-
-    @property
-    def has_tool_calling(self) -> bool:
-        return False
+        return {"temperature": 0, "max_tokens": 64}
 
     @property
     def has_tool_choice(self) -> bool:
-        return False
+        return True
 
     @property
     def has_structured_output(self) -> bool:
-        return False
+        return True
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
 
     @property
     def model_override_value(self) -> str:
@@ -54,6 +56,16 @@ class TestChatSgl(ChatModelIntegrationTests):
     @property
     def supported_usage_metadata_details(self) -> dict[Any, list[Any]]:
         return {"invoke": ["cache_read_input"], "stream": ["cache_read_input"]}
+
+    @pytest.mark.xfail(reason="A model of 135M parameters cannot copy five Chinese characters, 11 tokens.", strict=True)
+    def test_unicode_tool_call_integration(
+        self,
+        model: BaseChatModel,
+        *,
+        tool_choice: str | None = None,  # noqa: PT028  # the suite's own signature
+        force_tool_call: bool = True,  # noqa: PT028
+    ) -> None:
+        super().test_unicode_tool_call_integration(model, tool_choice=tool_choice, force_tool_call=force_tool_call)
 
     def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
         chat = ChatSgl(max_tokens=4)

@@ -1,4 +1,4 @@
-"""The unit part of LangChain's standard suite, as far as it needs neither tools nor schemas."""
+"""The unit part of LangChain's standard suite."""
 
 from __future__ import annotations
 
@@ -17,11 +17,3 @@ class TestChatSglUnit(ChatModelUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {"SGL_MODEL": "some-model"}, {"api_key": "unused"}, {"model": "some-model"}
-
-    @property
-    def has_tool_calling(self) -> bool:
-        return False
-
-    @property
-    def has_structured_output(self) -> bool:
-        return False

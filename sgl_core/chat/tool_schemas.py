@@ -1,26 +1,27 @@
 """The JSON schema that the text of a forced tool call must meet. Pure; ``ToolSet`` calls it, the engine compiles the result.
 
 Schemas of tools are written for validators that see a finished value. Two things are said here for a model that is writing one:
-objects take the members they list and no others, and a required text is not empty. The caller's schemas are never changed.
+objects take the members they list and no others, and a required text says something. The caller's schemas are never changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+from sgl_core.chat.json_schemas import close_object, is_composed, rewritten
 
 __all__ = ["call_schema"]
 
-_DATA: Final = frozenset({"const", "default", "enum", "examples"})
-"""Keywords whose values are data, not schemas."""
-_NAMED: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
-"""Keywords whose values map names to schemas."""
-_COMBINING: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"})
 _STANDARD_FORMATS: Final = frozenset(
     {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}
 )
-_OPEN: Final = frozenset({"additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"})
+_SETTLES_MEMBERS: Final = frozenset(
+    {"$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas"}
+    | {"additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"}
+)
 _SETTLES_TEXT: Final = frozenset({"minLength", "enum", "const", "pattern", "format"})
+_NOT_BLANK: Final = r"\S"
 
 
 def call_schema(tools: Sequence[tuple[str, Mapping[str, Any]]], *, in_grammar: bool = False) -> dict[str, Any]:
@@ -44,89 +45,34 @@ def _call(name: str) -> dict[str, Any]:
 
 def _parameters(name: str, parameters: Mapping[str, Any], in_grammar: bool) -> dict[str, Any]:
     """A deep copy that demands an object, with its references led to where the copy will stand."""
-    copier = _Copier(f"#/$defs/{name}", closes=not _combines(parameters), knows_standard_only=in_grammar)
-    copied = copier.schema({"type": "object", **parameters})
-    if "properties" not in copied and not (_COMBINING | _OPEN) & copied.keys():
+    root = f"#/$defs/{name}"
+    closes = not is_composed(parameters)
+
+    def change(schema: dict[str, Any]) -> None:
+        schema.pop("$id", None)  # without a base of its own, references inside it are led from the root of the whole
+        if in_grammar and schema.get("format") not in _STANDARD_FORMATS:
+            schema.pop("format", None)
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+            schema["$ref"] = root + reference[1:]
+        _fill_required_texts(schema)
+        if closes:
+            close_object(schema)
+
+    copied = rewritten({"type": "object", **parameters}, change)
+    if "properties" not in copied and not _SETTLES_MEMBERS & copied.keys():
         copied["additionalProperties"] = False  # no parameters: nothing but {} will do
     return copied
 
 
-class _Copier:
-    """Copies one tool's schema.
-
-    Args:
-        root: pointer to where the copy will stand.
-        closes: whether objects that list members take no others.
-        knows_standard_only: whether other formats are left out.
-    """
-
-    def __init__(self, root: str, *, closes: bool, knows_standard_only: bool) -> None:
-        self._root = root
-        self._closes = closes
-        self._knows_standard_only = knows_standard_only
-
-    def schema(self, schema: Mapping[str, Any]) -> dict[str, Any]:
-        # Without its own base, references inside it are led from the root of the whole.
-        copied = {key: self._below(key, value) for key, value in schema.items() if key != "$id"}
-        if self._knows_standard_only and copied.get("format") not in _STANDARD_FORMATS:
-            copied.pop("format", None)
-        reference = copied.get("$ref")
-        if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-            copied["$ref"] = self._root + reference[1:]
-        properties = copied.get("properties")
-        if isinstance(properties, dict):
-            _fill_required_texts(properties, copied.get("required"))
-            if self._closes and not _OPEN & copied.keys():
-                copied["additionalProperties"] = False
-        return copied
-
-    def _below(self, key: str, value: Any) -> Any:
-        if key in _DATA:
-            return value
-        if key in _NAMED and isinstance(value, Mapping):
-            return {name: self._value(one) for name, one in value.items()}
-        return self._value(value)
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return self.schema(value)
-        return [self._value(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _fill_required_texts(properties: dict[str, Any], required: object) -> None:
-    """A model that does not know what to say would say nothing: ask for a character where the author leaves it open."""
-    for name in required if isinstance(required, list) else ():
-        schema = properties.get(name)
-        if not isinstance(schema, dict) or schema.get("type") != "string":
+def _fill_required_texts(schema: dict[str, Any]) -> None:
+    """A model that does not know what to say would say nothing, or a space: ask for more where the author leaves it open."""
+    properties, required = schema.get("properties"), schema.get("required")
+    if not isinstance(properties, dict) or not isinstance(required, list | tuple):
+        return
+    for name in required:
+        text = properties.get(name)
+        if not isinstance(text, dict) or text.get("type") != "string":
             continue
-        if not _SETTLES_TEXT & schema.keys() and schema.get("maxLength") != 0:
-            properties[name] = {**schema, "minLength": 1}
-
-
-def _combines(schema: object) -> bool:
-    """Whether an object anywhere is described in several places at once: closing one of them would shut out the others."""
-    return any(
-        ("properties" in one and bool(_COMBINING & one.keys()))
-        or _has_several(one.get("allOf"))
-        or bool({"if", "not"} & one.keys())
-        for one in _schemas(schema)
-    )
-
-
-def _has_several(parts: object) -> bool:
-    return isinstance(parts, list) and len(parts) > 1
-
-
-def _schemas(schema: object) -> Iterator[Mapping[str, Any]]:
-    """Every schema inside, itself included."""
-    if isinstance(schema, Mapping):
-        yield schema
-        for key, value in schema.items():
-            if key in _NAMED and isinstance(value, Mapping):
-                for one in value.values():
-                    yield from _schemas(one)
-            elif key not in _DATA:
-                yield from _schemas(value)
-    elif isinstance(schema, list | tuple):
-        for one in schema:
-            yield from _schemas(one)
+        if not _SETTLES_TEXT & text.keys() and text.get("maxLength") != 0:
+            properties[name] = {**text, "pattern": _NOT_BLANK}

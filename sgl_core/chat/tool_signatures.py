@@ -1,7 +1,7 @@
 """Tools as signatures, for models that were not trained on schemas. Pure; ``ToolSet`` calls it.
 
-A small model reads ``book(origin: string, seats?: integer)`` far better than the JSON schema that says the same, and it is a
-quarter as long. What a signature leaves out (bounds, patterns, formats) the grammar of a forced call sees to.
+A small model reads ``book(origin: string, seats?: integer)`` far better than the JSON schema that says the same, and it is
+much shorter. What a signature leaves out (bounds, patterns, formats) the grammar of a forced call sees to.
 """
 
 from __future__ import annotations

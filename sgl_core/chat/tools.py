@@ -1,9 +1,10 @@
 """Tools that a model may call: how a prompt offers them, how calls and results are written, and what a call must look like.
 
-The form is the one that Hermes, Qwen2.5 and Qwen3 and many other local models were trained on: the tools stand in the system
-text as JSON lines, a call is a JSON object between ``<tool_call>`` marks, and results come back in a user's turn between
-``<tool_response>`` marks. The LangChain and DSPy adapters call this; ``tool_reading`` is the way back. All of it is values and
-pure functions, and equal tools give equal text, so prompts that offer the same tools begin alike.
+A call is a JSON object between ``<tool_call>`` marks, and results come back in a user's turn between ``<tool_response>`` marks,
+as Hermes, Qwen2.5 and Qwen3 and many other local models were trained to. The tools stand in the system text: for such models
+as JSON lines, in the words of their training, for others as signatures with an example. The LangChain and DSPy adapters call
+this; ``tool_reading`` is the way back. All of it is values and pure functions, and equal tools give equal text, so prompts that
+offer the same tools begin alike.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
+from sgl_core.backend import TextCodec
 from sgl_core.chat.tool_schemas import call_schema
+from sgl_core.chat.tool_signatures import signature
 from sgl_core.errors import InvalidArgumentError
 
 __all__ = [
@@ -25,13 +28,18 @@ __all__ = [
     "CALL_OPENING",
     "CHOICES",
     "Tool",
+    "ToolForm",
     "ToolSet",
+    "form_for",
     "render_call",
     "render_response",
 ]
 
 CALL_OPENING: Final = "<tool_call>\n"
 CALL_CLOSING: Final = "\n</tool_call>"
+ToolForm = Literal["hermes", "signatures"]
+"""How the system text offers tools."""
+
 CHOICES: Final = ("auto", "none", "any")
 """Ways to choose; every other choice is the name of a tool."""
 
@@ -45,7 +53,7 @@ _MOST_LEVELS: Final = 64
 _NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}}
 _FUNCTION: Final = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
 
-_OFFER: Final = """# Tools
+_HERMES_OFFER: Final = """# Tools
 
 You may call one or more functions to assist with the user query.
 
@@ -60,11 +68,32 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 """Word for word what such models have seen in training."""
 
+_SIGNATURES_OFFER: Final = """Functions:
+{tools}
+
+A function call is JSON. The arguments are copied from the user's message. For example, for the message "Add 17 and 4." the \
+call of a function add(x: integer, y: integer) is
+<tool_call>
+{{"name":"add","arguments":{{"x":17,"y":4}}}}
+</tool_call>
+
+Where no function is needed, answer in plain words."""
+"""Without the example, small models make arguments up. The last sentence makes it serve answers as well as calls."""
+
 _LEAST_CALL_LOGPROB: Final = -6.0
 """One in 400. A trained model is far above it where it means to call and far below where it does not."""
 
 _LEAST_CALL_LOGPROB_BEHIND_RESULT: Final = math.log(0.5)
-_PLEASANTRIES: Final = ("I'm glad", "Hello")
+_LEAST_SUM_WITH_NAME: Final = -20.5
+"""Of the log-probabilities of both beginnings of a call, a mark and a tool's name."""
+
+_LEAST_NAME_LEAD: Final = -3.45
+"""Of the name over pleasantries. Both were fitted to the first 54 messages that ``ToolSet.decides_call`` tells of."""
+
+_PLEASANTRIES: Final[Mapping[ToolForm, tuple[str, ...]]] = {
+    "hermes": ("I'm glad", "Hello"),
+    "signatures": ("I'm glad", "Hello", "You're welcome"),
+}
 """Beginnings of answers to thanks and greetings, where small models think of calls as well."""
 
 
@@ -148,17 +177,21 @@ class ToolSet:
         choice: "auto" (the model decides), "none" (it must answer), "any" (it must call one of them) or the name of the one it
             must call.
         parallel: one reply may hold several calls.
+        form: how they are offered, see ``form_for``.
 
     Raises:
-        InvalidArgumentError: no tools, two of one name, or a choice that is none of them.
+        InvalidArgumentError: no tools, two of one name, or a choice or form that is none of them.
     """
 
     tools: tuple[Tool, ...]
     choice: str = "auto"
     parallel: bool = False
+    form: ToolForm = "hermes"
 
     def __post_init__(self) -> None:
-        """Check names and choice."""
+        """Check names, choice and form."""
+        if self.form not in get_args(ToolForm):
+            raise InvalidArgumentError("form", self.form, f"one of {', '.join(get_args(ToolForm))}")
         if not self.tools:
             raise InvalidArgumentError("tools", "none", "at least one tool")
         names = [tool.name for tool in self.tools]
@@ -193,24 +226,28 @@ class ToolSet:
         One call is a JSON schema, which the engine closes best within a budget; its text ends with the object, without
         ``CALL_CLOSING``. With ``parallel`` it is a grammar of up to 16 calls with ``CALL_CLOSING`` and ``CALL_OPENING`` between
         them, as trained models write them; the last may be closed or not. An array of calls would be simpler, and none of them
-        writes that. Required strings whose schema leaves it open hold at least one character, and objects hold no members that
+        writes that. Required strings whose schema leaves it open hold more than white space, and objects hold no members that
         their schema does not list.
         """
         return dict(self._constraint)
 
     def decision_texts(self) -> tuple[str, ...]:
         """With choice "auto": beginnings of the reply whose log-probabilities ``decides_call`` wants to know."""
-        return (CALL_OPENING, *_PLEASANTRIES)
+        texts = (CALL_OPENING, *_PLEASANTRIES[self.form])
+        return texts if self.form == "hermes" else (*texts, *(f"{tool.name}(" for tool in self.tools))
 
     def decides_call(self, token_logprobs: Sequence[Sequence[float]], *, follows_result: bool = False) -> bool:
         """With choice "auto": whether the model would rather call a tool than answer.
 
         Small models hardly ever begin a call by themselves, yet what they think of its opening tells when one is due. So there
-        is a bias: a call needs a probability of 1 in 400 and must be likelier than a pleasantry. Behind a result there is none,
-        a call must be likelier than everything else together: the answer is due, and small models repeat what they have read.
-        Measured on SmolLM2-135M-Instruct, which was not trained for tools: 25 of 28 requests for a tool became calls, as did
-        none of 36 other messages and none of 10 results; a second question behind an answered one did not either, though it
-        needed a call.
+        is a bias: a call needs a probability of 1 in 400 and must be likelier than a pleasantry. A model that has read
+        signatures may think of a call as they are written instead, of a tool's name and a bracket, which is how no answer
+        begins; less is asked of that. Behind a result there is no bias, a call must be likelier than everything else together:
+        the answer is due, and small models repeat what they have read.
+
+        Measured on SmolLM2-135M-Instruct, which was not trained for tools, with 40 requests for a tool, 62 other messages and
+        15 results: as "hermes" 33 requests became calls and nothing else did, as "signatures" 37 requests and one message of
+        thanks. Of these 18, 30 and 5 were not seen before the rules were settled, with 15 and 17 requests and nothing else.
 
         Args:
             token_logprobs: of each token of each of ``decision_texts``, as ``ScoreResult`` has them.
@@ -219,11 +256,18 @@ class ToolSet:
         call, *others = map(sum, token_logprobs)
         if follows_result:
             return call >= _LEAST_CALL_LOGPROB_BEHIND_RESULT
-        return call >= max(_LEAST_CALL_LOGPROB, *others)
+        num_pleasantries = len(_PLEASANTRIES[self.form])
+        pleasantry, names = max(others[:num_pleasantries]), others[num_pleasantries:]
+        if call >= max(_LEAST_CALL_LOGPROB, pleasantry):
+            return True
+        return any(name >= max(_LEAST_SUM_WITH_NAME - call, pleasantry + _LEAST_NAME_LEAD) for name in names)
 
     @cached_property
     def _offer(self) -> str:
-        return _OFFER.format(tools="\n".join(_json(tool.as_openai()) for tool in self.tools))
+        if self.form == "hermes":
+            return _HERMES_OFFER.format(tools="\n".join(_json(tool.as_openai()) for tool in self.tools))
+        signatures = (signature(tool.name, tool.description, tool.parameters) for tool in self.tools)
+        return _SIGNATURES_OFFER.format(tools="\n".join(signatures))
 
     @cached_property
     def _constraint(self) -> dict[str, Any]:
@@ -235,6 +279,11 @@ class ToolSet:
         call = _json({"x-guidance": {"whitespace_flexible": False}, **schema})
         more = f"({between} call){{0,{MOST_PARALLEL_CALLS - 1}}}"
         return {"grammar": f"start: call {more} ({_json(CALL_CLOSING)})?\ncall: %json {call}\n"}
+
+
+def form_for(codec: TextCodec) -> ToolForm:
+    """The form that suits the model: "hermes" where its chat template takes tools, so that it was trained to call them."""
+    return "hermes" if codec.knows_tools else "signatures"
 
 
 def render_call(name: str, arguments: Mapping[str, Any]) -> str:

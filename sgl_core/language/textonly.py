@@ -13,6 +13,7 @@ class TextOnlyCodec:
     """A ``TextCodec`` without vocabulary and template, so that streams need no second way of working."""
 
     fingerprint = "text-only"
+    knows_tools = False
 
     def encode(self, text: str) -> tuple[int, ...]:  # noqa: ARG002
         """No ids."""

@@ -48,6 +48,7 @@ class TemplateRenderer:
 
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         # The public entry passes plain data only, so a date function could not be frozen through it; this is its compiler.
+        from jinja2 import meta
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         if len(source) > _MAX_TEMPLATE_CHARS:
@@ -57,6 +58,7 @@ class TemplateRenderer:
         except Exception as error:
             raise ModelFormatError(f"chat_template: does not compile: {error}") from error
         self.uses_date = "strftime_now" in source
+        self.uses_tools = "tools" in meta.find_undeclared_variables(self._compiled.environment.parse(source))
         now = datetime.now().astimezone()
 
         def strftime_now(pattern: str) -> str:  # a date that moved at midnight would change every prefix

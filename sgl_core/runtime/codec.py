@@ -36,6 +36,8 @@ _NO_TEMPLATE = (
     "this model's tokenizer has no chat template. Write the prompt as plain text without roles, "
     "or use a model that was trained on chats."
 )
+_TOOL_TEMPLATE = "tool_use"
+"""What transformers calls the template for tools where a tokenizer has several."""
 _REMEMBERED_TEXTS = 1024
 _LONGEST_REMEMBERED = 2048
 """Characters. Together these bound what remembered encodings hold to some 20 MB."""
@@ -72,6 +74,7 @@ class LocalCodec:
         source = _template_source(tokenizer)
         spelled = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         renderer = TemplateRenderer(source, spelled) if source is not None else None
+        self._knows_tools = _has_tool_template(tokenizer) or (renderer is not None and renderer.uses_tools)
         serialised = _with_framing_tokens(backend, renderer)
         self._serialised = serialised
         self._trusted = _clone(serialised, controls=True)
@@ -123,6 +126,11 @@ class LocalCodec:
     def fingerprint(self) -> str:
         """Identifies vocabulary, merges, splits and template."""
         return self._fingerprint
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the template uses ``tools``, or the tokenizer has a second template for them."""
+        return self._knows_tools
 
     @property
     def serialised(self) -> str:
@@ -435,6 +443,11 @@ def _template_source(tokenizer: Any) -> str | None:
     if isinstance(source, dict):  # several named templates; roles use the ordinary one
         source = source.get("default")
     return source if isinstance(source, str) and source else None
+
+
+def _has_tool_template(tokenizer: Any) -> bool:
+    named = getattr(tokenizer, "chat_template", None)
+    return isinstance(named, dict) and _TOOL_TEMPLATE in named
 
 
 def _with_framing_tokens(backend: Tokenizer, renderer: TemplateRenderer | None) -> str:

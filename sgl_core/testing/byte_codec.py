@@ -30,6 +30,7 @@ class ByteCodec:
     """
 
     fingerprint = "bytes"
+    knows_tools = False
     vocab_size = _BEGIN + len(_SPELLINGS)
 
     def encode(self, text: str) -> tuple[int, ...]:

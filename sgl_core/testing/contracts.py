@@ -344,6 +344,9 @@ class CodecContract:
         assert isinstance(codec.fingerprint, str)
         assert codec.fingerprint
 
+    def test_it_says_whether_its_template_takes_tools(self, codec: TextCodec) -> None:
+        assert isinstance(codec.knows_tools, bool)
+
     def test_plain_text_holds_no_special_spelling(self, codec: TextCodec) -> None:
         assert all(codec.special_spelling(text) is None for text in self.texts)
 

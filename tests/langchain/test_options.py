@@ -6,7 +6,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
-from langchain_core.language_models import BaseLanguageModel
+from langchain_core.language_models import BaseChatModel, BaseLanguageModel
 from langchain_core.runnables import ConfigurableField
 
 from sgl_core import __version__
@@ -161,4 +161,4 @@ def test_the_page_names_every_option():
     page = (Path(__file__).resolve().parents[2] / "docs" / "langchain.md").read_text(encoding="utf-8")
     table = page.partition("## Options")[2].partition("## Which engine")[0]
     named = {name for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert named == set(SglLanguageModel.model_fields) - set(BaseLanguageModel.model_fields)
+    assert named == set(ChatSgl.model_fields) - set(BaseChatModel.model_fields)

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from sgl_core.errors import InvalidArgumentError, ModelFormatError, TemplateError
+from sgl_core.runtime.chat_template import TemplateRenderer
 from sgl_core.runtime.codec import LocalCodec
 from sgl_core.types import TurnState
 
@@ -367,6 +368,36 @@ def test_a_template_that_iterates_over_tools_without_a_test_is_rendered_without_
         tokenizer("{% for t in tools %}{% endfor %}{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}")
     )
     assert codec.close_turn("user", TurnState(("user",))) == ("\n",)
+
+
+@pytest.mark.parametrize("name", sorted(CONTROLS))
+def test_a_template_that_never_looks_at_tools_knows_none(name: str) -> None:
+    source = (TEMPLATES / f"{name}.jinja").read_text()
+    assert not LocalCodec(tokenizer(source, CONTROLS[name])).knows_tools
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        "{% if tools %}{{ tools | tojson }}{% endif %}",
+        "{% for tool in tools or [] %}{{ tool | tojson }}{% break %}{% endfor %}",
+        "{% if not tools is defined %}{% set tools = none %}{% endif %}{% if tools is not none %}x{% endif %}",
+    ],
+)
+def test_a_template_that_looks_at_tools_knows_them(look: str) -> None:
+    assert LocalCodec(tokenizer(look + (TEMPLATES / "chatml.jinja").read_text())).knows_tools
+
+
+def test_tools_that_a_template_sets_itself_are_none_of_ours() -> None:
+    assert not TemplateRenderer("{% set tools = 1 %}{{ tools }}", {}).uses_tools
+
+
+def test_a_second_template_for_tools_counts() -> None:
+    plain = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    both = tokenizer(plain)
+    both.chat_template = {"default": plain, "tool_use": plain}
+    assert LocalCodec(both).knows_tools
+    assert not LocalCodec(tokenizer(plain)).knows_tools
 
 
 @pytest.mark.parametrize("escape", ["{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}"])

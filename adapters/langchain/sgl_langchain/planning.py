@@ -21,9 +21,9 @@ from sgl_core.errors import EngineError, SglError
 from sgl_core.runtime.pinning import PinnedPrefix
 from sgl_langchain.programs import RunnableProgram
 from sgl_langchain.translate import nodes
+from sgl_langchain.translate.engines import engine_of
 from sgl_langchain.translate.lower import lower
 from sgl_langchain.translate.plan import Plan
-from sgl_langchain.translate.prefixes import engine_of
 
 __all__ = ["Pins", "Planned", "Planning"]
 

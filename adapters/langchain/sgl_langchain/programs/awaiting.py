@@ -12,7 +12,7 @@ from langchain_core.runnables.utils import coro_with_context
 from sgl_core.backend import Handle
 from sgl_core.types import GenResult
 from sgl_langchain.programs.calls import Asked, Calls
-from sgl_langchain.programs.effects import Ask, Effect, Evaluation, Failure, Host, Outcome, Pause, Together
+from sgl_langchain.programs.effects import Ask, Effect, Evaluation, Failure, Host, Load, Outcome, Pause, Together
 from sgl_langchain.scope import in_flight
 
 __all__ = ["arun"]
@@ -43,6 +43,9 @@ async def _carry_out(effect: Effect, calls: Calls) -> Any:
             return await _ask(effect, calls)
         case Host():
             return await _call(effect)
+        case Load(model=model, options=options):
+            call, _ = model._for_call(None, options)
+            return await call._aengine()
         case Pause(seconds=seconds):
             return await asyncio.sleep(seconds)
         case Together():

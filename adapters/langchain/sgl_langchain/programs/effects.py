@@ -13,8 +13,9 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from sgl_core.language.ir import Expr
+from sgl_langchain.base import SglLanguageModel
 
-__all__ = ["Ask", "Effect", "Evaluation", "Failure", "Host", "Outcome", "Pause", "Together", "values_of"]
+__all__ = ["Ask", "Effect", "Evaluation", "Failure", "Host", "Load", "Outcome", "Pause", "Together", "values_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,19 @@ class Ask:
     """
 
     nodes: tuple[Expr, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A model is about to be asked, and its engine may have to be loaded first: on a loop, without blocking it.
+
+    Args:
+        model: that is asked.
+        options: of the call; they may name another model.
+    """
+
+    model: SglLanguageModel
     options: Mapping[str, Any]
 
 
@@ -63,7 +77,7 @@ class Together:
     keeps_errors: bool = False
 
 
-Effect = Ask | Host | Pause | Together
+Effect = Ask | Host | Load | Pause | Together
 Evaluation = Generator[Effect, Any, Any]
 """One value on its way through a chain; returns the output."""
 

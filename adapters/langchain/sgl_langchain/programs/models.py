@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -14,11 +14,12 @@ from langchain_core.utils.uuid import uuid7
 
 from sgl_core.language.ir import ConstantText
 from sgl_core.types import GenRequest, SamplingParams
+from sgl_langchain.base import SglLanguageModel
 from sgl_langchain.calls import codec_of
 from sgl_langchain.chat import ChatSgl
 from sgl_langchain.errors import langchain_errors
 from sgl_langchain.llm import SglLLM
-from sgl_langchain.programs.effects import Ask, Evaluation, Host
+from sgl_langchain.programs.effects import Ask, Effect, Evaluation, Host, Load
 from sgl_langchain.programs.operation import NO_KWARGS, Frame, Kwargs, Operation
 from sgl_langchain.translate.nodes import Model
 
@@ -52,7 +53,9 @@ class AskChat(Operation):
         given = {name: option for name, option in options.items() if name not in _NOTES}
         stop = given.pop("stop", None)
         messages = _normalize_messages(self._model._convert_input(value).to_messages())
-        call = frame.calls.model(self._model)._prepare(messages, stop, given)
+        model = frame.calls.model(self._model)
+        yield from _loaded(model, given)
+        call = model._prepare(messages, stop, given)
         if not (call.is_decided and _is_single(call.request) and frame.calls.serves(call.engine, call.namespace)):
             return (yield Host(self._model, value, frame.config, options))
         with langchain_errors():
@@ -74,13 +77,21 @@ class AskText(Operation):
         if not _OF_GENERATE.isdisjoint(options):
             return (yield Host(self._model, value, frame.config, options))
         prompt = self._model._convert_input(value).to_string()
-        question = _text_question(frame.calls.model(self._model), prompt, options)
+        model = frame.calls.model(self._model)
+        yield from _loaded(model, options)
+        question = _text_question(model, prompt, options)
         request = question.request
         if not (request.input_ids and _is_single(request) and frame.calls.serves(question.engine, request.namespace)):
             return (yield Host(self._model, value, frame.config, options))
         with langchain_errors():
             result = yield Ask((ConstantText(prompt),), gen_options(request.params))
         return result.text
+
+
+def _loaded(model: SglLanguageModel, options: Mapping[str, Any]) -> Generator[Effect, Any, None]:
+    """From here on, making the call ready does not load anything. An engine of the caller's is there already."""
+    if model.engine is None:
+        yield Load(model, options)
 
 
 @dataclass(frozen=True, slots=True)

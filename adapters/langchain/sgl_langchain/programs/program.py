@@ -22,10 +22,10 @@ from sgl_langchain.programs.effects import Failure
 from sgl_langchain.programs.function import RunnableFunction
 from sgl_langchain.programs.making import operation_of
 from sgl_langchain.programs.operation import Frame
-from sgl_langchain.programs.refusals import Refusals
 from sgl_langchain.programs.waiting import Waiting
 from sgl_langchain.scope import Scope, current_scope, scope
 from sgl_langchain.translate.nodes import Model, Node
+from sgl_langchain.translate.refusals import Refusals
 
 if TYPE_CHECKING:
     from sgl_langchain.translate.plan import Plan
@@ -54,7 +54,6 @@ class RunnableProgram:
         self._operation = operation_of(self.root)
         self._refusals = Refusals(self.root)
         self._models = tuple(cast("SglLanguageModel", node.runnable) for node in self.root.walk() if isinstance(node, Model))
-        self._has_engines = False
 
     def refusal(self, config: RunnableConfig | None = None) -> str | None:
         """Why it may not run as a program under this configuration, or None."""
@@ -118,7 +117,6 @@ class RunnableProgram:
     # ---- on a loop ---------------------------------------------------------------------------------------------------
     async def ainvoke(self, value: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Like ``invoke``; cancelling it aborts its requests."""
-        await self._lease()
         frame = _frame(ensure_config(config), Calls(), is_async=True)
         with _bounded(frame.limit):
             return await arun(self._operation.run(value, frame, kwargs), frame.calls)
@@ -130,7 +128,6 @@ class RunnableProgram:
         frames = _frames(config, len(inputs), is_async=True)
         if not frames:
             return []
-        await self._lease()
         evaluation = self._operation.run_batch(list(inputs), frames, kwargs, keeps_errors=return_exceptions)
         with _bounded(frames[0].limit):
             return _told(await arun(evaluation, frames[0].calls))
@@ -153,7 +150,6 @@ class RunnableProgram:
                     return index, error
 
         async def pairs() -> AsyncGenerator[tuple[int, Any], None]:
-            await self._lease()
             tasks = [asyncio.create_task(one(index, frame)) for index, frame in enumerate(frames)]
             try:
                 for ended in asyncio.as_completed(tasks):
@@ -164,13 +160,6 @@ class RunnableProgram:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
         return Scope(limit, current_scope()).aiterate(pairs)
-
-    async def _lease(self) -> None:
-        """Load what is not loaded yet without blocking the loop; from then on, making a call ready does not block."""
-        if not self._has_engines:
-            for model in self._models:
-                await model._aengine()
-            self._has_engines = True
 
 
 def _frame(config: RunnableConfig, calls: Calls, *, is_async: bool = False) -> Frame:

@@ -21,7 +21,7 @@ from langchain_core.runnables.config import set_config_context
 from sgl_core.backend import Handle
 from sgl_langchain.gates import Slot
 from sgl_langchain.programs.calls import Asked, Calls
-from sgl_langchain.programs.effects import Ask, Effect, Evaluation, Failure, Host, Outcome, Pause, Together
+from sgl_langchain.programs.effects import Ask, Effect, Evaluation, Failure, Host, Load, Outcome, Pause, Together
 from sgl_langchain.scope import in_flight
 
 __all__ = ["Waiting"]
@@ -118,6 +118,8 @@ class Waiting:
                 self._ask(task, effect, in_flight())
             case Host():
                 self._call(task, effect)
+            case Load():
+                self._ready.append((task, None, None))  # a thread may block: the call itself loads
             case Pause(seconds=seconds):
                 self._num_timers += 1
                 heapq.heappush(self._timers, (time.monotonic() + seconds, self._num_timers, task))

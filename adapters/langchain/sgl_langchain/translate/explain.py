@@ -6,15 +6,17 @@ with the word "about", where it is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sgl_core.backend import Backend, TextCodec
+from sgl_core.backend import TextCodec
 from sgl_langchain.translate import nodes
+from sgl_langchain.translate.engines import engine_key, held_engine
 from sgl_langchain.translate.lower import name_of
 from sgl_langchain.translate.plan import Plan
-from sgl_langchain.translate.prefixes import constant_prefix, held_engine
+from sgl_langchain.translate.prefixes import constant_prefix
+from sgl_langchain.translate.program_text import tool_name
 from sgl_langchain.translate.steps import (
     CallStep,
     Close,
@@ -28,6 +30,7 @@ from sgl_langchain.translate.steps import (
     Value,
     common_pieces,
     gens_of,
+    walk,
 )
 
 __all__ = ["explain"]
@@ -36,17 +39,17 @@ _CHARS_PER_TOKEN: Final = 4
 _WORTH_SAYING: Final = 16  # constant tokens behind a hole
 
 
-def explain(plan: Plan, engine: Backend | None = None) -> str:
+def explain(plan: Plan) -> str:
     """What a plan knows, in words.
 
-    Args:
-        plan: the plan.
-        engine: whose vocabulary counts tokens, for models that have no engine yet.
+    Raises:
+        InvalidArgumentError: an option that is bound to a model cannot be used.
     """
     gens = plan.trace.gens()
     lines = [f"{_count(len(gens), 'model call')}, {_count(len(plan.fork_sites), 'fork')}"]
+    keys = {gen: engine_key(gen.model) for gen in gens}
     for index, gen in enumerate(gens):
-        lines += ["", *_Call(gen, _counter(gen, engine)).lines(plan, gens[:index])]
+        lines += ["", *_Call(gen, _counter(gen), keys).lines(plan, gens[:index])]
     opaque = list(_opaque_lines(plan))
     if opaque:
         lines += ["", "steps that run as they are", *opaque]
@@ -58,7 +61,6 @@ class _Counter:
     """Counts tokens of text, in a vocabulary if there is one."""
 
     codec: TextCodec | None
-    has_engine: bool
 
     def tokens(self, text: str) -> int:
         return len(self.codec.encode(text)) if self.codec is not None else -(-len(text) // _CHARS_PER_TOKEN)
@@ -68,18 +70,18 @@ class _Counter:
         return number if self.codec is not None else f"about {number} ({_count(len(text), 'character')})"
 
 
-def _counter(gen: GenStep, engine: Backend | None) -> _Counter:
-    held = held_engine(gen.model)
-    given = held or engine
-    return _Counter(None if given is None else given.codec, held is not None)
+def _counter(gen: GenStep) -> _Counter:
+    engine = held_engine(gen.model)
+    return _Counter(None if engine is None else engine.codec)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What there is to say of one call of a model."""
+    """What there is to say of one call of a model. ``keys``: engine and namespace of every call."""
 
     gen: GenStep
     counter: _Counter
+    keys: Mapping[GenStep, object]
 
     def lines(self, plan: Plan, earlier: Sequence[GenStep]) -> Iterator[str]:
         place = f" ({self.gen.place})" if self.gen.place else ""
@@ -89,11 +91,11 @@ class _Call:
         yield from (f"  lint: {lint}" for lint in self._lints(plan.trace.gens()))
         tools = self.gen.model.options.get("tools")
         if tools:
-            names = ", ".join(map(_tool_name, tools))
+            names = ", ".join(map(tool_name, tools))
             yield f"  tools: {names}; they stand in the system turn, so keep their order from call to call"
 
     def _prefix(self) -> str:
-        if self.counter.has_engine:
+        if self.counter.codec is not None:
             return _count(len(constant_prefix(self.gen.model, self.gen.template)), "token")
         return self.counter.say(_text(_constant_beginning(self.gen.prompt)))
 
@@ -112,7 +114,7 @@ class _Call:
             yield "  in a batch: nothing is shared unless inputs are equal"
 
     def _common(self, other: GenStep) -> tuple[Piece, ...]:
-        if other.model.runnable is not self.gen.model.runnable and not _same_weights(other, self.gen):
+        if self.keys[other] != self.keys[self.gen]:
             return ()
         common = common_pieces(self.gen.prompt, other.prompt)
         return common if any(isinstance(piece, Text | Value) for piece in common) else ()
@@ -144,7 +146,7 @@ class _Call:
 
 # ---- host code and the verdict ---------------------------------------------------------------------------------------
 def _opaque_lines(plan: Plan) -> Iterator[str]:
-    for step in _walk(plan.trace.steps):
+    for step in walk(plan.trace.steps):
         if isinstance(step, CallStep) and not isinstance(step.node, nodes.Parse):
             place = f" ({step.place})" if step.place else ""
             yield f"  {_called(step)}{place}: {_why(step.node)}"
@@ -167,11 +169,12 @@ def _why(node: nodes.Node) -> str:
 
 
 def _verdict(plan: Plan) -> Iterator[str]:
-    if not plan.reasons:
+    reasons = plan.reasons
+    if not reasons:
         yield "runs as a program: yes, where no callback, cache or listener could notice"
         return
     yield "runs as a program: no"
-    yield from (f"  {reason}" for reason in plan.reasons)
+    yield from (f"  {reason}" for reason in reasons)
 
 
 # ---- pieces and steps ------------------------------------------------------------------------------------------------
@@ -185,17 +188,9 @@ def _constant_beginning(prompt: Sequence[Piece]) -> tuple[Piece, ...]:
     return constant if any(isinstance(piece, Text) for piece in constant) else ()
 
 
-def _same_weights(one: GenStep, other: GenStep) -> bool:
-    """Whether two model objects would use one engine and one namespace."""
-    a, b = one.model.runnable, other.model.runnable
-    fields = ("model", "device", "dtype", "engine_kwargs", "namespace")
-    equal = all(getattr(a, name, None) == getattr(b, name, None) for name in fields)
-    return equal and getattr(a, "engine", None) is getattr(b, "engine", None)
-
-
 def _are_arms(steps: Iterable[Step], one: GenStep, other: GenStep) -> bool:
     """Whether they stand in different arms of one fork."""
-    for step in _walk(steps):
+    for step in walk(steps):
         if isinstance(step, ForkStep):
             homes = [arm for arm in step.arms for gen in gens_of(arm.body) if gen is one or gen is other]
             if len(homes) == 2 and homes[0] is not homes[1]:
@@ -204,19 +199,7 @@ def _are_arms(steps: Iterable[Step], one: GenStep, other: GenStep) -> bool:
 
 
 def _eaches(steps: Iterable[Step]) -> Iterator[EachStep]:
-    return (step for step in _walk(steps) if isinstance(step, EachStep))
-
-
-def _walk(steps: Iterable[Step]) -> Iterator[Step]:
-    for step in steps:
-        yield step
-        for body in step.bodies():
-            yield from _walk(body)
-
-
-def _tool_name(tool: object) -> str:
-    function = tool.get("function", tool) if isinstance(tool, dict) else {}
-    return str(function.get("name") or getattr(tool, "name", type(tool).__name__))
+    return (step for step in walk(steps) if isinstance(step, EachStep))
 
 
 def _count(number: int, noun: str) -> str:

@@ -14,12 +14,13 @@ from langchain_core.runnables import Runnable
 
 from sgl_core.backend import Backend
 from sgl_langchain.translate import nodes
+from sgl_langchain.translate.engines import engine_key, engine_of
 from sgl_langchain.translate.fingerprints import Fingerprint, fingerprint_of
-from sgl_langchain.translate.lower import lower, name_of
+from sgl_langchain.translate.lower import lower
 from sgl_langchain.translate.nodes import Node
-from sgl_langchain.translate.prefixes import common_prefix, constant_prefix, engine_of
-from sgl_langchain.translate.prompts import PromptSegments
-from sgl_langchain.translate.steps import AttemptStep, ChoiceStep, ForkStep, GenStep, Step, gens_of
+from sgl_langchain.translate.prefixes import common_prefix, constant_prefix
+from sgl_langchain.translate.refusals import Refusals
+from sgl_langchain.translate.steps import AttemptStep, ChoiceStep, ForkStep, GenStep, Step, gens_of, walk
 from sgl_langchain.translate.tracing import Trace, trace
 
 __all__ = ["Plan", "PlannedPrefix"]
@@ -52,34 +53,24 @@ class Plan:
         root: the node of the chain.
         trace: what it does, step by step.
         fingerprint: the state of its prompt templates when the plan was made.
-        reasons: why some of it cannot be planned; empty if all of it is known.
     """
 
     root: Node
     trace: Trace
     fingerprint: Fingerprint
-    reasons: tuple[str, ...]
     _templates: tuple[Any, ...]
 
     @classmethod
-    def of(cls, runnable: Runnable[Any, Any], options: Mapping[str, Any] | None = None) -> Self:
+    def of(cls, runnable: Runnable[Any, Any]) -> Self:
         """The plan of a runnable. Loads no engine and runs nothing.
-
-        Args:
-            runnable: any runnable.
-            options: keyword arguments that every call of it gets.
 
         Raises:
             PluginHookError: a plugin answered for one of its steps with something that is no node.
         """
-        return cls.of_node(lower(runnable, options or {}))
-
-    @classmethod
-    def of_node(cls, root: Node) -> Self:
-        """The plan of a node."""
+        root = lower(runnable)
         found = {id(node.runnable): node.runnable for node in root.walk() if isinstance(node, nodes.Prompt)}
         templates = tuple(found.values())
-        return cls(root, trace(root), fingerprint_of(templates), tuple(_reasons(root)), templates)
+        return cls(root, trace(root), fingerprint_of(templates), templates)
 
     @property
     def models(self) -> tuple[nodes.Model, ...]:
@@ -91,13 +82,14 @@ class Plan:
         """Where branches run side by side, at least two of them with a model."""
         return tuple(
             step.node.mapper if isinstance(step.node, nodes.Assign) else step.node  # type: ignore[misc]
-            for step in _all_steps(self.trace.steps)
+            for step in walk(self.trace.steps)
             if isinstance(step, ForkStep) and sum(any(gens_of(arm.body)) for arm in step.arms) > 1
         )
 
-    def prompt_of(self, model: nodes.Model) -> PromptSegments | None:
-        """The template in front of a model of this plan; None if its prompt comes from elsewhere."""
-        return next(gen.template for gen in self.trace.gens() if gen.model is model)
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why no call of it runs as a program, as its models are now; empty if nothing in the chain is against it."""
+        return Refusals(self.root).of_chain()
 
     def is_current(self) -> bool:
         """Whether no prompt template has been changed since; cheap enough for every call."""
@@ -112,7 +104,7 @@ class Plan:
         found = {gen: _Prefix(constant_prefix(gen.model, gen.template), engine_of(gen.model)) for gen in self.trace.gens()}
         warm = _warm_lens(self.trace.steps, found)
         return tuple(
-            PlannedPrefix(gen.model, prefix.ids, prefix.engine, _namespace(gen.model), warm[gen])
+            PlannedPrefix(gen.model, prefix.ids, prefix.engine, engine_key(gen.model)[1], warm[gen])
             for gen, prefix in found.items()
         )
 
@@ -121,11 +113,6 @@ class Plan:
 class _Prefix:
     ids: tuple[int, ...]
     engine: Backend
-
-
-def _namespace(model: nodes.Model) -> str | None:
-    namespace: str | None = model.options.get("namespace", getattr(model.runnable, "namespace", None))
-    return namespace
 
 
 def _warm_lens(steps: Iterable[Step], found: Mapping[GenStep, _Prefix]) -> dict[GenStep, int]:
@@ -154,23 +141,3 @@ def _common_to_all(bodies: Iterable[tuple[Step, ...]], found: Mapping[GenStep, _
     if len(prefixes) < len(firsts) or any(prefix.engine is not prefixes[0].engine for prefix in prefixes):
         return ()
     return common_prefix([prefix.ids for prefix in prefixes])
-
-
-def _all_steps(steps: Iterable[Step]) -> Iterable[Step]:
-    for step in steps:
-        yield step
-        for body in step.bodies():
-            yield from _all_steps(body)
-
-
-def _reasons(root: Node) -> Iterable[str]:
-    told = set()
-    for node in root.walk():
-        reason = None
-        if isinstance(node, nodes.Call) and not node.is_known:
-            reason = f"{node.name}: only a {type(node.runnable).__name__} itself knows what it does"
-        elif isinstance(node, nodes.Configurable):
-            reason = f"{name_of(node.runnable)}: what it is stands in the configuration of a call"
-        if reason is not None and reason not in told:
-            told.add(reason)
-            yield reason

@@ -8,20 +8,20 @@ where no further text could change the ids. No code of a user's runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Final
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage
 from langchain_core.messages.utils import get_buffer_string
 
-from sgl_core.backend import Backend, TextCodec
+from sgl_core.backend import TextCodec
 from sgl_core.errors import SglError
-from sgl_langchain.base import SglLanguageModel
 from sgl_langchain.chat import ChatSgl
 from sgl_langchain.translate import nodes
+from sgl_langchain.translate.engines import call_options, engine_of
 from sgl_langchain.translate.prompts import Messages, Opaque, PromptSegments, Turn
 from sgl_langchain.translate.templates import Const
 
-__all__ = ["common_prefix", "constant_prefix", "engine_of", "held_engine"]
+__all__ = ["common_prefix", "constant_prefix"]
 
 _HOLES: Final = ("\ue000", " \uf8ff\n", "")  # one with white space at its edges, which templates trim, and none at all
 _HISTORIES: Final[tuple[Callable[[str], list[BaseMessage]], ...]] = (
@@ -31,20 +31,6 @@ _HISTORIES: Final[tuple[Callable[[str], list[BaseMessage]], ...]] = (
     lambda text: [SystemMessage(text), HumanMessage(text)],
 )
 _CLASSES: Final[dict[str, type[BaseMessage]]] = {"human": HumanMessage, "ai": AIMessage, "system": SystemMessage}
-_NOT_FOR_THE_MODEL: Final = ("stop", "ls_structured_output_format")
-
-
-def engine_of(model: nodes.Model) -> Backend:
-    """The engine that a call of this model goes to; leased if nobody has it yet."""
-    return _model_of_call(model)._engine()
-
-
-def held_engine(model: nodes.Model) -> Backend | None:
-    """The engine that a call of this model goes to, if it can be had without loading anything."""
-    call = _model_of_call(model)
-    if call.engine is not None:
-        return cast("Backend", call.engine)
-    return call._leases.held(call._engine_config())
 
 
 def constant_prefix(model: nodes.Model, prompt: PromptSegments | None) -> tuple[int, ...]:
@@ -115,20 +101,10 @@ def _message(turn: Turn, hole: str) -> BaseMessage:
 
 def _ids(model: nodes.Model, messages: list[BaseMessage], is_chat: bool) -> tuple[int, ...]:
     if isinstance(model.runnable, ChatSgl):
-        return model.runnable._prepare(messages, model.options.get("stop"), _options(model)).prompt.ids
+        return model.runnable._prepare(messages, model.options.get("stop"), call_options(model)).prompt.ids
     text = get_buffer_string(messages) if is_chat else str(messages[0].text)
     codec = engine_of(model).codec
     return () if codec is None else codec.begin() + codec.encode(text)
-
-
-def _model_of_call(model: nodes.Model) -> SglLanguageModel:
-    """The model object with the options of its calls in place of its own."""
-    call, _ = cast("SglLanguageModel", model.runnable)._for_call(None, _options(model))
-    return call
-
-
-def _options(model: nodes.Model) -> dict[str, Any]:
-    return {name: value for name, value in model.options.items() if name not in _NOT_FOR_THE_MODEL}
 
 
 def _is_constant(turns: Sequence[Turn | Messages | Opaque]) -> bool:

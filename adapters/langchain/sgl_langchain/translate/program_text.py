@@ -14,7 +14,7 @@ from sgl_langchain.translate.nodes import Node
 from sgl_langchain.translate.steps import Close, GenStep, Open, Piece, Text
 from sgl_langchain.translate.values import INPUT, ValueTable
 
-__all__ = ["Expressions", "gen_text", "prompt_text", "quoted"]
+__all__ = ["Expressions", "gen_text", "prompt_text", "quoted", "tool_name"]
 
 _SHOWN: Final = 48  # characters of a text in full; of a longer one, its beginning and its end
 _TAIL: Final = 12
@@ -145,7 +145,7 @@ def _value(piece: Any, expressions: Expressions) -> str:
 
 def _option(name: str, value: Any) -> str:
     if name == "tools":
-        return "[" + ", ".join(_tool_name(tool) for tool in value) + "]"
+        return "[" + ", ".join(map(tool_name, value)) + "]"
     if isinstance(value, bool | int | float):
         return str(value) if isinstance(value, bool) else f"{value:g}"
     if isinstance(value, type):
@@ -153,7 +153,8 @@ def _option(name: str, value: Any) -> str:
     return "{...}" if isinstance(value, Mapping) else json.dumps(value, ensure_ascii=False, default=repr)
 
 
-def _tool_name(tool: Any) -> str:
+def tool_name(tool: Any) -> str:
+    """What a tool is called, in whatever form it is bound."""
     function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
     return str(function.get("name") or getattr(tool, "name", type(tool).__name__))
 

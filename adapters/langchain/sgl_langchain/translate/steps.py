@@ -8,7 +8,7 @@ equal when they are the same text in every run.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sgl_langchain.translate import nodes
@@ -33,6 +33,7 @@ __all__ = [
     "gens_of",
     "pieces_behind",
     "shared_pieces",
+    "walk",
 ]
 
 
@@ -237,10 +238,14 @@ class AttemptStep(Step):
         return tuple((arm,) for arm in self.arms)
 
 
-def gens_of(steps: tuple[Step, ...]) -> Iterator[GenStep]:
-    """Every call of a model in some steps, in order, those inside other steps included."""
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """Some steps and all that are inside them, in order."""
     for step in steps:
-        if isinstance(step, GenStep):
-            yield step
+        yield step
         for body in step.bodies():
-            yield from gens_of(body)
+            yield from walk(body)
+
+
+def gens_of(steps: Iterable[Step]) -> Iterator[GenStep]:
+    """Every call of a model in some steps, in order, those inside other steps included."""
+    return (step for step in walk(steps) if isinstance(step, GenStep))

@@ -1,7 +1,7 @@
 """Why a chain may not run as a program: somebody would notice, or nobody knows what a step of it does.
 
 A program calls no callback handler, keeps no cache of LangChain's and asks one engine. Where any of these is wanted, the chain
-runs as it is, by LangChain's own code.
+runs as it is, by LangChain's own code. ``explain`` lists what lies in the chain, ``programs`` ask before every call.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from langchain_core.globals import get_debug, get_llm_cache, get_verbose
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 
+from sgl_core.errors import SglError
 from sgl_core.plugins import get_host
 from sgl_langchain.base import SglLanguageModel
 from sgl_langchain.tools import tool_set
 from sgl_langchain.translate import nodes
+from sgl_langchain.translate.engines import engine_key
 from sgl_langchain.translate.nodes import Node
 
 __all__ = ["Refusals"]
@@ -33,25 +35,36 @@ class Refusals:
         """Look through the chain."""
         models = [node for node in root.walk() if isinstance(node, nodes.Model)]
         self._models = tuple(cast("SglLanguageModel", node.runnable) for node in models)
-        self._lasting = next(_lasting(root, models), None)
+        self._lasting = tuple(dict.fromkeys(_lasting(root, models)))
 
-    def reason(self, config: RunnableConfig | None) -> str | None:
-        """The first reason, or None."""
-        return self._lasting or _of_models(self._models) or _of_call(config)
+    def reason(self, config: RunnableConfig | None = None) -> str | None:
+        """The first reason against a call with this configuration, or None."""
+        if self._lasting:
+            return self._lasting[0]
+        return next(_of_models(self._models), None) or _of_call(config)
+
+    def of_chain(self) -> tuple[str, ...]:
+        """All reasons that lie in the chain, as its models are now, each once: no configuration of a call helps."""
+        return tuple(dict.fromkeys((*self._lasting, *_of_models(self._models))))
 
 
 # ---- as long as the chain is what it is ------------------------------------------------------------------------------
 def _lasting(root: Node, models: list[nodes.Model]) -> Iterator[str]:
     for node in root.walk():
         yield from _of_node(node)
-    if len({_engine_key(model) for model in models}) > 1:
+    try:
+        keys = [engine_key(model) for model in models]
+    except SglError:  # LangChain's code says which, at its place in the chain
+        yield "a model has an option that cannot be used"
+        return
+    if any(key != keys[0] for key in keys):
         yield "its models run on different engines, or in different namespaces"
 
 
 def _of_node(node: Node) -> Iterator[str]:
     match node:
         case nodes.Call(is_known=False):
-            yield f"nobody knows what {node.name} does with its configuration"
+            yield f"only {node.name} itself knows what it does with its configuration"
         case nodes.Configurable():
             yield f"{_name(node)} is known only when the configuration of a call is"
         case nodes.Binding() if node.factories:
@@ -69,18 +82,13 @@ def _of_options(name: str, options: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name} gives several answers"
     if options.get("stream"):
         yield f"{name} streams"
-    tools = tool_set(options) if options.get("tools") else None
+    try:
+        tools = tool_set(options) if options.get("tools") else None
+    except SglError:
+        yield f"{name} has tools that cannot be used"
+        return
     if tools is not None and tools.choice == "auto":
         yield f"{name} chooses between tools and text, which takes two requests"
-
-
-def _engine_key(node: nodes.Model) -> tuple[object, str | None]:
-    model = cast("SglLanguageModel", node.runnable)
-    namespace = node.options.get("namespace", model.namespace)
-    if model.engine is not None:
-        return id(model.engine), namespace
-    other = node.options.get("model")
-    return (model if other is None else model.model_copy(update={"model": other}))._engine_config(), namespace
 
 
 def _name(node: Node) -> str:
@@ -88,13 +96,12 @@ def _name(node: Node) -> str:
 
 
 # ---- now -------------------------------------------------------------------------------------------------------------
-def _of_models(models: tuple[SglLanguageModel, ...]) -> str | None:
-    global_cache = get_llm_cache()
+def _of_models(models: tuple[SglLanguageModel, ...]) -> Iterator[str]:
+    has_global_cache = get_llm_cache() is not None
     for model in models:
-        reason = _of_model(model, has_global_cache=global_cache is not None)
+        reason = _of_model(model, has_global_cache=has_global_cache)
         if reason is not None:
-            return f"{type(model).__name__} {reason}"
-    return None
+            yield f"{type(model).__name__} {reason}"
 
 
 def _of_model(model: SglLanguageModel, *, has_global_cache: bool) -> str | None:
