@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sgl_core.chat.tools import CALL_OPENING, Tool, ToolSet, render_call, render_response
+from sgl_core.chat.tools import CALL_OPENING, Tool, ToolResult, ToolSet, render_call, render_results
 from sgl_core.errors import InvalidArgumentError
 
 WEATHER = Tool(
@@ -123,18 +123,28 @@ def test_arguments_that_json_cannot_hold_are_refused() -> None:
         render_call("get_weather", {"location": object()})
 
 
-def test_a_result_is_written_between_its_marks() -> None:
-    assert render_response("Sunny.") == "<tool_response>\nSunny.\n</tool_response>"
+def test_results_stand_between_their_marks_one_after_another() -> None:
+    results = [ToolResult("Sunny."), ToolResult("Rain.")]
+    expected = "<tool_response>\nSunny.\n</tool_response>\n<tool_response>\nRain.\n</tool_response>"
+    assert render_results(results) == expected
 
 
 def test_a_named_result_says_whose_it_is() -> None:
-    body = render_response('"Sunny"', name="get_weather").splitlines()[1]
+    body = render_results([ToolResult('"Sunny"', "get_weather")]).splitlines()[1]
     assert json.loads(body) == {"name": "get_weather", "content": '"Sunny"'}
 
 
 @pytest.mark.parametrize(("content", "shown"), [("no such city", "Error: no such city"), ("Error: timeout", "Error: timeout")])
 def test_a_failure_says_once_that_it_is_one(content: str, shown: str) -> None:
-    assert render_response(content, is_error=True).splitlines()[1] == shown
+    assert render_results([ToolResult(content, is_error=True)]).splitlines()[1] == shown
+    assert render_results([ToolResult(content, is_error=True)], "signatures").splitlines()[0].endswith(f": {shown}")
+
+
+def test_results_for_a_model_that_was_not_trained_for_tools_end_with_what_is_to_be_done() -> None:
+    results = [ToolResult("Sunny.", "get_weather"), ToolResult("4")]
+    assert render_results(results, "signatures") == (
+        "Result of get_weather: Sunny.\nResult of the function: 4\n\nAnswer my question in a sentence."
+    )
 
 
 def scores(tools: ToolSet, call: float, answer: float) -> list[tuple[float, ...]]:

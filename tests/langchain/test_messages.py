@@ -171,6 +171,16 @@ def test_results_of_tools_in_a_row_are_one_turn_of_the_user():
     )
 
 
+def test_a_result_bears_the_name_of_the_tool_that_was_called():
+    history = [
+        AIMessage("", tool_calls=[CALL]),
+        ToolMessage("4", tool_call_id="1"),
+        ToolMessage("5", tool_call_id="1", name="mine"),
+    ]
+    results = conversation(history, form="signatures")[-1]
+    assert results.text.startswith("Result of add: 4\nResult of mine: 5\n\n")
+
+
 def test_tools_are_described_in_the_system_message_behind_its_text():
     tools = ToolSet((Tool("add", "Add.", {}),))
     with_system = conversation([SystemMessage("Be brief."), HumanMessage("x")], tools)

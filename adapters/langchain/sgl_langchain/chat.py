@@ -236,11 +236,12 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
     def _prepared(self, engine: Backend, messages: Sequence[BaseMessage], options: Mapping[str, Any]) -> PreparedCall:
         with langchain_errors():
             codec = codec_of(engine)
-            tools = tool_set(options, self._tool_form(codec))
+            form = self._tool_form(codec)
+            tools = tool_set(options, form)
             call = PreparedCall(
                 engine=engine,
                 model_name=self._model_name,
-                prompt=render(codec, conversation(messages, tools), replies=memory_of(engine)),
+                prompt=render(codec, conversation(messages, tools, form), replies=memory_of(engine)),
                 params=self._answer_params(options.get("response_format")),
                 namespace=self.namespace,
                 timeout_s=self.timeout,
@@ -315,7 +316,8 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
         with langchain_errors():
             engine = self._engine()
             codec = codec_of(engine)
-            told = conversation(messages, tool_set({"tools": tools}, self._tool_form(codec)))
+            form = self._tool_form(codec)
+            told = conversation(messages, tool_set({"tools": tools}, form), form)
             return len(render(codec, told, replies=memory_of(engine)).ids)
 
     # ---- tools and structure -----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.messages import (
@@ -23,7 +23,7 @@ from sgl_core.chat.conversation import Message
 from sgl_core.chat.logprobs import openai_logprobs
 from sgl_core.chat.replies import reply_key
 from sgl_core.chat.tool_reading import ParsedReply, ReplyPiece
-from sgl_core.chat.tools import CALL_CLOSING, CALL_OPENING, ToolSet, render_call, render_response
+from sgl_core.chat.tools import CALL_CLOSING, CALL_OPENING, ToolForm, ToolResult, ToolSet, render_call, render_results
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.types import FinishReason, GenResult, Usage
 
@@ -52,17 +52,22 @@ _CALLS_AND_THOUGHTS: Final = frozenset(
 
 
 # ---- from LangChain --------------------------------------------------------------------------------------------------
-def conversation(messages: Sequence[BaseMessage], tools: ToolSet | None = None) -> list[Message]:
+def conversation(messages: Sequence[BaseMessage], tools: ToolSet | None = None, form: ToolForm = "hermes") -> list[Message]:
     """The conversation that these messages are, with the tools described in its system message.
 
     Results of tools come as a user's turn, several in a row as one.
+
+    Args:
+        messages: in order.
+        tools: that may be called.
+        form: how results of tools are written.
 
     Raises:
         InvalidArgumentError: there is no message, or one holds something that is no text.
     """
     if not messages:
         raise InvalidArgumentError("messages", "no messages", "at least one message")
-    told = list(_told(messages))
+    told = list(_told(messages, form))
     if tools is None:
         return told
     about = tools.system_text()
@@ -71,21 +76,23 @@ def conversation(messages: Sequence[BaseMessage], tools: ToolSet | None = None) 
     return [Message("system", about), *told]
 
 
-def _told(messages: Sequence[BaseMessage]) -> Iterator[Message]:
-    results: list[str] = []
+def _told(messages: Sequence[BaseMessage], form: ToolForm) -> Iterator[Message]:
+    results: list[ToolResult] = []
+    names: dict[str | None, str] = {}
     for message in messages:
         if isinstance(message, ToolMessage | FunctionMessage):
-            results.append(_result(message))
+            results.append(_result(message, names))
             continue
         if results:
-            yield Message("user", "\n".join(results))
+            yield Message("user", render_results(results, form))
             results = []
         if isinstance(message, AIMessage):
+            names |= {call["id"]: call["name"] for call in message.tool_calls}
             yield _reply(message)
         else:
             yield Message(_role(message), _text(message))
     if results:
-        yield Message("user", "\n".join(results))
+        yield Message("user", render_results(results, form))
 
 
 def _reply(message: AIMessage) -> Message:
@@ -108,9 +115,11 @@ def key_of(text: str, calls: Iterable[ToolCall], invalid: Iterable[InvalidToolCa
     return reply_key(text, [*((call["name"], call["args"]) for call in calls), *broken])
 
 
-def _result(message: ToolMessage | FunctionMessage) -> str:
-    is_error = isinstance(message, ToolMessage) and message.status == "error"
-    return render_response(_text(message), name=message.name, is_error=is_error)
+def _result(message: ToolMessage | FunctionMessage, names: Mapping[str | None, str]) -> ToolResult:
+    if isinstance(message, FunctionMessage):
+        return ToolResult(_text(message), message.name)
+    name = message.name or names.get(message.tool_call_id)
+    return ToolResult(_text(message), name, is_error=message.status == "error")
 
 
 def _role(message: BaseMessage) -> str:
