@@ -4,7 +4,7 @@
 
 Every turn of the loop repeats the conversation so far and adds to it, so all but the end of its prompt is cached; the second
 question finds the instructions and the tool there, too. The limit on calls is for small models, which do not always know when
-to stop. The embedded one is among them, and repeats what a tool said instead of putting it into words.
+to stop.
 """
 
 from langchain.agents import create_agent
