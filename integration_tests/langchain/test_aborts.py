@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -76,6 +77,8 @@ def test_left_async_streams(chain):
     asyncio.run(all_of_them())
 
 
+# LangChain's own: of a cancelled batch that it limits, it leaves the inputs that have not begun as coroutines.
+@pytest.mark.filterwarnings("ignore:coroutine 'Runnable.abatch.<locals>.ainvoke' was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("config", [{}, {"max_concurrency": 2}], ids=["wide", "two at a time"])
 def test_cancelled_calls_and_batches(chain, engine, config):
     async def cancel(number: int) -> None:
@@ -90,6 +93,7 @@ def test_cancelled_calls_and_batches(chain, engine, config):
         await asyncio.wait_for(asyncio.gather(*map(cancel, range(12))), HANG_S)
 
     asyncio.run(all_of_them())
+    gc.collect()
 
 
 def test_a_batch_that_fails_lets_go_of_what_was_kept_for_it(chain):

@@ -11,7 +11,6 @@ from sgl_langchain import ChatSgl, SglLLM
 from sgl_langchain.errors import langchain_errors
 
 PAIRS = [
-    (ours.ContextLengthError(9000, None, 8192, "the context"), langchain.ContextOverflowError),
     (ours.InvalidArgumentError("top_p", 2, "less"), langchain.ModelInvalidRequestError),
     (ours.UnknownOptionError("ChatSgl", "tempreature", ["temperature"]), langchain.ModelInvalidRequestError),
     (ours.GrammarError("json_schema", "nothing satisfies it"), langchain.ModelInvalidRequestError),
@@ -32,6 +31,32 @@ def test_an_error_is_both_ours_and_langchains_with_the_same_message(error, their
     assert str(raised.value) == str(error)
     assert raised.value.__cause__ is error.__cause__
     assert raised.value.__dict__ == error.__dict__
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ours.GrammarError("json_schema", "too long", "Raise max_new_tokens."), "Raise max_tokens."),
+        (ours.InvalidArgumentError("timeout_s", "a", "seconds"), "timeout: got 'a'"),
+        (ours.DeadlineExceeded("timeout_s passed"), "timeout passed"),
+        (ours.InvalidArgumentError("default_max_new_tokens", 0, "more"), "default_max_new_tokens: got 0"),
+    ],
+)
+def test_an_error_names_options_as_users_of_langchain_type_them(error, said):
+    with pytest.raises(type(error)) as raised, langchain_errors():
+        raise error
+    assert said in str(raised.value)
+
+
+def test_an_overflow_is_both_with_the_numbers_and_the_callers_names():
+    with (
+        pytest.raises(langchain.ContextOverflowError, match=r"9 tokens \+ max_tokens=16.*lower max_tokens;") as raised,
+        langchain_errors(),
+    ):
+        raise ours.ContextLengthError(9, 16, 8, "the context")
+    assert isinstance(raised.value, ours.ContextLengthError)
+    assert (raised.value.prompt_tokens, raised.value.limit_tokens) == (9, 8)
+    assert raised.value.cure.startswith("Shorten the prompt or lower max_tokens;")
 
 
 @pytest.mark.parametrize("error", [ours.EngineShutdown("closed"), ZeroDivisionError()])

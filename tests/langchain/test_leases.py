@@ -7,11 +7,12 @@ import threading
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
+from langchain_core.runnables import RunnableBranch, RunnableLambda
 
 from sgl_core.config import EngineConfig
 from sgl_core.errors import ModelNotFoundError
 from sgl_core.testing import FakeBackend
-from sgl_langchain import ChatSgl, SglLLM, leases
+from sgl_langchain import ChatSgl, SglLLM, compile_runnable, leases
 
 
 class Desk:
@@ -131,6 +132,20 @@ def test_a_model_that_does_not_exist_fails_the_call_and_not_the_constructor(desk
         chat.invoke("x")
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         asyncio.run(chat.ainvoke("x"))
+
+
+@pytest.mark.parametrize("model_class", [ChatSgl, SglLLM])
+def test_a_compiled_chain_on_a_loop_leases_for_the_calls_that_it_makes(desk, model_class):
+    missing = RunnableLambda(str) | model_class(model="./nowhere")
+    branch = compile_runnable(RunnableBranch((lambda x: x > 1, missing), RunnableLambda(lambda x: "no call")))
+    mended = compile_runnable(missing.with_fallbacks([RunnableLambda(lambda x: "mended")]))
+    moved = compile_runnable(RunnableLambda(str) | model_class(model="./nowhere").bind(model="there"))
+
+    async def calls():
+        return await branch.ainvoke(1), await mended.ainvoke(1), await moved.ainvoke(1)
+
+    assert asyncio.run(calls())[:2] == ("no call", "mended")
+    assert [config.model for config in desk.taken] == ["there"]
 
 
 def test_many_threads_lease_once(desk):

@@ -68,6 +68,14 @@ def test_a_bad_value_of_a_call_is_refused_by_name(engine):
         ChatSgl(engine=engine).invoke("x", temperature=-1)
     with pytest.raises(InvalidArgumentError, match=r"^max_tokens: got 0"):
         ChatSgl(engine=engine).invoke("x", max_tokens=0)
+    with pytest.raises(InvalidArgumentError, match=r"^logprobs: got 5, expected True, False or None"):
+        ChatSgl(engine=engine).invoke("x", logprobs=5)
+
+
+@BOTH
+def test_a_stop_that_is_no_text_is_refused_by_the_call_and_not_by_tracing(engine, model_class):
+    with pytest.raises(InvalidArgumentError, match="stop: got 5"):
+        model_class(engine=engine).invoke("x", stop=5)
 
 
 def test_standard_parameters_and_aliases_are_taken():

@@ -8,7 +8,8 @@ import pytest
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.handle import RequestHandle
-from sgl_langchain.scope import Gate, Scope, StreamLeft, ain_flight, current_scope, in_flight, scope
+from sgl_langchain.gates import Gate, Slot, StreamLeft
+from sgl_langchain.scope import Scope, current_scope, in_flight, scope
 
 HANG_S = 20
 
@@ -56,7 +57,7 @@ def test_no_more_threads_are_inside_than_the_limit_says():
 
     def enter():
         for _ in range(20):
-            with gate:
+            with Slot([gate]):
                 with lock:
                     counts["inside"] += 1
                     counts["most"] = max(counts["most"], counts["inside"])
@@ -75,10 +76,10 @@ def test_those_who_wait_are_let_in_in_the_order_in_which_they_came():
     gate, order, threads = Gate(1), [], []
 
     def enter(number):
-        with gate:
+        with Slot([gate]):
             order.append(number)
 
-    with gate:
+    with Slot([gate]):
         for number in range(5):
             threads.append(started(lambda number=number: enter(number)))
             until_waiting(gate, number + 1)
@@ -94,7 +95,7 @@ def test_tasks_wait_without_blocking_their_loop():
         order = []
 
         async def enter(number):
-            async with gate.acquire_async():
+            async with Slot([gate]):
                 order.append(number)
                 await asyncio.sleep(0)
                 order.append(number)
@@ -108,11 +109,11 @@ def test_tasks_wait_without_blocking_their_loop():
 
 def test_a_thread_lets_a_task_in():
     gate = Gate(1)
-    gate.__enter__()
+    assert gate.ask(never)
 
     async def main():
         async def enter():
-            async with gate.acquire_async():
+            async with Slot([gate]):
                 return "in"
 
         task = asyncio.create_task(enter())
@@ -129,13 +130,13 @@ def test_a_cancelled_task_leaves_the_queue():
     gate = Gate(1)
 
     async def main():
-        task = asyncio.create_task(gate.acquire_async().__aenter__())
+        task = asyncio.create_task(Slot([gate]).__aenter__())
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task], timeout=HANG_S)
         return task.cancelled()
 
-    with gate:
+    with Slot([gate]):
         assert asyncio.run(main())
         assert not gate._waiting
     assert free_places(gate) == 1
@@ -143,10 +144,10 @@ def test_a_cancelled_task_leaves_the_queue():
 
 def test_a_task_that_is_cancelled_with_its_place_already_granted_gives_it_back():
     gate = Gate(1)
-    gate.__enter__()
+    assert gate.ask(never)
 
     async def main():
-        task = asyncio.create_task(gate.acquire_async().__aenter__())
+        task = asyncio.create_task(Slot([gate]).__aenter__())
         await asyncio.sleep(0)
         gate.release()  # the place is the task's now, which does not know it yet
         task.cancel()
@@ -159,7 +160,7 @@ def test_a_task_that_is_cancelled_with_its_place_already_granted_gives_it_back()
 
 def test_a_place_passes_over_a_task_whose_loop_is_closed():
     gate, woken = Gate(1), threading.Event()
-    gate.__enter__()
+    assert gate.ask(never)
     loop = asyncio.new_event_loop()
     gate.ask(lambda: loop.call_soon_threadsafe(never))
     gate.ask(woken.set)
@@ -175,7 +176,6 @@ def test_without_a_scope_all_requests_share_one_slot_that_holds_nothing():
         assert slot.track(handle) is handle
         assert slot.ask(never)
     assert in_flight() is slot
-    assert ain_flight() is slot
 
 
 def test_a_scope_without_a_limit_and_a_list_costs_no_slot():
@@ -240,7 +240,7 @@ def test_a_slot_waits_on_a_loop():
                 slot.track(handle)
 
             async def second():
-                async with ain_flight():
+                async with in_flight():
                     return "in"
 
             task = asyncio.create_task(second())

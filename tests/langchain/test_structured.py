@@ -367,7 +367,17 @@ def test_any_object_is_held_to_be_an_object():
 
 @pytest.mark.parametrize(
     "wrong",
-    ["json", 3, ["json_object"], {}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "x"}}, int],
+    [
+        "json",
+        3,
+        ["json_object"],
+        {},
+        {"type": "json"},
+        {"type": "json_object", "schema": JOKE_SCHEMA},
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": {"name": "x"}},
+        int,
+    ],
 )
 def test_a_format_of_no_known_form_is_refused(wrong):
     with pytest.raises(InvalidArgumentError, match="response_format"):

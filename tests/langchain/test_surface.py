@@ -25,7 +25,7 @@ def test_importing_the_adapter_is_quick_beyond_langchain_itself():
         "import time\nfrom langchain_core.language_models import BaseChatModel, BaseLLM\nbefore = time.process_time()\n"
         "from sgl_langchain import ChatSgl, SglLLM\nprint(time.process_time() - before)"
     )
-    assert min(float(output_of(code)) for _ in range(3)) < 0.3
+    assert any(float(output_of(code)) < 0.3 for _ in range(3))
 
 
 @pytest.mark.parametrize("statement", ["import sgl_langchain", "from sgl_langchain import ChatSgl"])

@@ -207,6 +207,15 @@ def test_bound_tools_reach_the_prompt_and_a_forced_call_is_read(engine, monkeypa
     assert "Add two numbers." in engine.codec.decode(engine.requests[0].input_ids)
 
 
+def test_what_stops_a_text_does_not_cut_a_forced_call(engine, monkeypatch):
+    monkeypatch.setattr(engine, "_reply", lambda ids, params: '{"name": "add", "arguments": {"a": 1, "b": 2}}')
+    stops = {"stop": ["a"], "stop_regex": "[0-9]", "stop_token_ids": [5]}
+    answer = ChatSgl(engine=engine, **stops).bind_tools([add], tool_choice="any").invoke("1 + 2?")
+    assert [call["args"] for call in answer.tool_calls] == [{"a": 1, "b": 2}]
+    params = engine.requests[0].params
+    assert (params.stop, params.stop_regex, params.stop_token_ids) == ((), None, ())
+
+
 # ---- the tools of a call ---------------------------------------------------------------------------------------------
 def test_a_call_without_tools_has_none():
     assert tool_set({}) is None

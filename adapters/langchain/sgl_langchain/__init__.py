@@ -43,6 +43,7 @@ if not _is_installed("langchain_core"):
     raise core_errors.MissingExtraError("langchain", "langchain_core")
 if _is_installed("langchain_core.decisions"):  # since langchain-core 1.8; before, asking for the class says so
     __all__ += ["SglDecisions"]
+    __all__.sort()
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ touch an engine; the first call leases one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, Self, cast
 
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
@@ -26,10 +26,11 @@ from sgl_langchain.errors import langchain_errors
 from sgl_langchain.leases import EngineLeases
 from sgl_langchain.options import SAMPLING_FIELDS, TEXT_OPTIONS, canonical_options
 
-__all__ = ["SglLanguageModel"]
+__all__ = ["ENGINE_FIELDS", "SglLanguageModel"]
 
 _EMBEDDED_NAME: Final = "SmolLM2-135M-Instruct"
-_ENGINE_FIELDS: Final = ("model", "device", "dtype", "engine_kwargs")
+ENGINE_FIELDS: Final = ("model", "device", "dtype", "engine_kwargs")
+"""Fields that say which engine a model runs on, if it is given none."""
 
 
 def _default_model() -> str | None:
@@ -109,7 +110,7 @@ class SglLanguageModel(BaseLanguageModel[Any]):
     def _check_borrowed(self) -> None:
         if isinstance(self.engine, type) or not isinstance(self.engine, Backend):
             raise InvalidArgumentError("engine", type(self.engine).__name__, "None or an engine, as Engine() makes it")
-        for name in _ENGINE_FIELDS:
+        for name in ENGINE_FIELDS:
             if name in self.model_fields_set and getattr(self, name):
                 raise InvalidArgumentError(name, getattr(self, name), "nothing beside engine=", "The engine has its own.")
         self.model = None
@@ -169,7 +170,8 @@ class SglLanguageModel(BaseLanguageModel[Any]):
         if max_tokens is not None:
             params["ls_max_tokens"] = max_tokens
         if stops := self.stop if stop is None else stop:
-            params["ls_stop"] = [stops] if isinstance(stops, str) else list(stops)
+            # What is no stop at all is refused by the call, not here.
+            params["ls_stop"] = list(stops) if isinstance(stops, Iterable) and not isinstance(stops, str) else [stops]
         return params
 
     # ---- calls -------------------------------------------------------------------------------------------------------
@@ -209,6 +211,8 @@ class SglLanguageModel(BaseLanguageModel[Any]):
             raise error.renamed({param: field for field, param in SAMPLING_FIELDS.items()}) from None
 
     def _num_logprobs(self) -> int:
+        if not isinstance(self.logprobs, bool | None):
+            raise InvalidArgumentError("logprobs", self.logprobs, "True, False or None", "How many is said by top_logprobs.")
         if self.logprobs is False:
             raise InvalidArgumentError("top_logprobs", self.top_logprobs, "None beside logprobs=False")
         top = self.top_logprobs or 0

@@ -95,12 +95,13 @@ class PreparedCall:
         return call.as_tool_call() if is_call else call
 
     def as_tool_call(self) -> PreparedCall:
-        """The call with a tool call as its answer: stop strings are for text, and a schema says where arguments end."""
+        """The call with a tool call as its answer: what stops is for text, and a schema says where arguments end."""
         assert self.tools is not None, "a tool is called"
         opening = self.tools.opening
         params = replace(
             self.params,
             stop=(),
+            stop_token_ids=(),
             stop_regex=None,
             min_new_tokens=0,
             **{"regex": None, "choices": None, "grammar": None, "json_schema": None, **self.tools.constraint()},

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ConfigDict
@@ -25,8 +25,10 @@ from sgl_langchain import running
 from sgl_langchain.base import SglLanguageModel
 from sgl_langchain.calls import PreparedCall, codec_of
 from sgl_langchain.errors import langchain_errors
+from sgl_langchain.gates import on_a_loop
 from sgl_langchain.messages import conversation
 from sgl_langchain.options import CHAT_OPTIONS
+from sgl_langchain.scope import in_flight
 from sgl_langchain.structured import StructuredMethod, response_constraint, with_structured_output
 from sgl_langchain.tools import bind_tools, tool_set
 
@@ -216,6 +218,18 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
                     if run_manager:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
+
+    @override
+    async def agenerate(
+        self, messages: list[list[BaseMessage]], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        """Like LangChain's, which takes the ``CancelledError`` of a stream that was left for an answer, and misses its text."""
+        try:
+            return await super().agenerate(messages, stop, callbacks, **kwargs)
+        except AttributeError:
+            with on_a_loop():
+                in_flight().check()
+            raise
 
     def _prepare(self, messages: Sequence[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]) -> PreparedCall:
         """Make a call ready; leases an engine.

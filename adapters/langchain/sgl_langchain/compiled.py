@@ -127,7 +127,7 @@ class CompiledRunnable(RunnableBindingBase[InputT, OutputT]):
         return _rebuilt, (self.bound, self.mode, self.moves)
 
     def __repr__(self) -> str:
-        """That of the original."""
+        """That of the original, and how it runs."""
         return f"CompiledRunnable({self.bound!r}, mode={self.mode!r})"
 
     # ---- one input ---------------------------------------------------------------------------------------------------
@@ -282,6 +282,8 @@ class CompiledRunnable(RunnableBindingBase[InputT, OutputT]):
     def program(self, config: RunnableConfig | None = None) -> SglFunction:
         """The native program, with the argument ``input``; its output is ``state.ret_value``. ``print`` shows its text.
 
+        The text is for reading: long constants are cut in it, and host code stands by its name.
+
         Args:
             config: as for ``explain``.
         """
@@ -289,6 +291,8 @@ class CompiledRunnable(RunnableBindingBase[InputT, OutputT]):
 
     def warmup(self) -> int:
         """Compute the constant beginnings of the prompts now, and keep them until ``close()`` or the end of this object.
+
+        Those of fewer than 32 tokens are left out: computing them costs no more than asking for them.
 
         Returns:
             The tokens that are kept. A second call computes nothing, unless a prompt's text has changed.

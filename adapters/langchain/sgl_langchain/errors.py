@@ -1,11 +1,13 @@
 """Our errors as LangChain's: each class here is one of ``sgl_core.errors`` and one of ``langchain_core.exceptions``.
 
 Agents and middleware look for LangChain's classes (a ``ContextOverflowError`` makes them summarise, a retryable one makes
-them retry), callers of sgl-core for ours; both find them. The models raise these through ``langchain_errors``.
+them retry), callers of sgl-core for ours; both find them. The models raise these through ``langchain_errors``. Options have the
+names in them that users of LangChain type.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -13,6 +15,7 @@ from typing import Final
 from langchain_core import exceptions as langchain
 
 from sgl_core import errors as ours
+from sgl_langchain.options import SAMPLING_FIELDS
 
 __all__ = [
     "LangChainVersionError",
@@ -27,6 +30,13 @@ __all__ = [
     "SglUnknownOptionError",
     "langchain_errors",
 ]
+
+
+_NAMES: Final = {"timeout_s": "timeout"} | {param: field for field, param in SAMPLING_FIELDS.items() if param != field}
+"""The engine's names of options, and those of the models' fields."""
+_ENGINE_NAME: Final = re.compile(rf"\b(?:{'|'.join(_NAMES)})\b")
+_WORDS: Final = ("argument", "expected", "cure")
+"""Attributes of an error that speak of options."""
 
 
 class LangChainVersionError(ours.SglError, ImportError):
@@ -54,9 +64,10 @@ class _Twin(ours.SglError):
     """
 
     def __init__(self, original: ours.SglError) -> None:
-        """Take over the message and the attributes."""
-        Exception.__init__(self, *original.args)
+        """Take over the message and the attributes, in the caller's names of options."""
+        Exception.__init__(self, *map(_typed, original.args))
         self.__dict__.update(original.__dict__)
+        self.__dict__.update({name: _typed(getattr(original, name)) for name in _WORDS if name in original.__dict__})
 
 
 class SglContextOverflowError(_Twin, ours.ContextLengthError, langchain.ContextOverflowError):
@@ -110,7 +121,10 @@ _TWINS: Final[dict[type[ours.SglError], type[_Twin]]] = {
 
 @contextmanager
 def langchain_errors() -> Iterator[None]:
-    """Raise our errors as their twins above, with the same message, attributes, traceback and cause; others pass."""
+    """Raise our errors as their twins above, with the same message, attributes, traceback and cause; others pass.
+
+    Where a message names an option as the engine does, the twin's has the name of the field.
+    """
     try:
         yield
     except ours.SglError as error:
@@ -118,3 +132,7 @@ def langchain_errors() -> Iterator[None]:
         if twin_class is None:
             raise
         raise twin_class(error).with_traceback(error.__traceback__) from error.__cause__
+
+
+def _typed(said: object) -> object:
+    return _ENGINE_NAME.sub(lambda found: _NAMES[found[0]], said) if isinstance(said, str) else said

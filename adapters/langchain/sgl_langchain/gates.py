@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, Final, Self, TypeVar
 from sgl_core.backend import Handle
 from sgl_core.errors import InvalidArgumentError
 
-__all__ = ["FREE_SLOT", "Flights", "Gate", "Slot", "StreamLeft"]
+__all__ = ["FREE_SLOT", "Flights", "Gate", "Slot", "StreamLeft", "on_a_loop"]
 
 HandleT = TypeVar("HandleT", bound=Handle[Any])
 Wake = Callable[[], object]
@@ -26,7 +27,7 @@ Wake = Callable[[], object]
 class Gate:
     """At most ``limit`` holders at once; those who wait are let in by the order in which they came.
 
-    ``ask`` is the primitive and never blocks; ``with gate:`` and ``async with gate.acquire_async():`` wait.
+    ``ask`` never blocks; whoever wants to wait enters a ``Slot``.
 
     Args:
         limit: holders at once.
@@ -78,26 +79,26 @@ class Gate:
                 continue
             return
 
-    def acquire_async(self) -> Slot:
-        """For ``async with``: wait for a place without blocking the loop, give it back at the end."""
-        return Slot((self,))
-
-    def __enter__(self) -> Self:
-        """Wait for a place."""
-        Slot((self,)).__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        """Give it back."""
-        self.release()
-
 
 class StreamLeft(GeneratorExit):
     """The stream that a request was for has been left.
 
     It passes through a chain as the closing of a generator does: nothing handles it, retries or prints it, and no later step
-    takes half an answer for a whole one.
+    takes half an answer for a whole one. On an event loop it is a ``CancelledError``, see ``on_a_loop``.
     """
+
+
+@contextmanager
+def on_a_loop() -> Iterator[None]:
+    """For coroutines: a stream that was left cancels those who work for it.
+
+    A coroutine that gets the error of a task it awaits is closed by a ``GeneratorExit``, and what it then awaits to tell its
+    callbacks turns that into a ``RuntimeError``, which fallbacks and retries handle.
+    """
+    try:
+        yield
+    except StreamLeft as left:
+        raise asyncio.CancelledError(*left.args) from None
 
 
 class Flights:

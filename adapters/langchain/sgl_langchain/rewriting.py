@@ -1,6 +1,6 @@
 """A runnable again, with some of its parts replaced: models on a borrowed engine, configurable parts as a call would have them.
 
-``sgl_langchain.compiled`` calls it. Whatever holds a replaced part is copied, everything else is shared: a prompt of the copy
+``sgl_langchain.compiled`` and ``translate.reorder`` call it. Whatever holds a replaced part is copied, everything else is shared: a prompt of the copy
 is the very prompt of the original, so what is appended to one is in both. What LangChain cannot show us (functions, tools,
 graphs, other people's classes) is left as it is.
 """
@@ -15,12 +15,11 @@ from langchain_core.runnables.configurable import DynamicRunnable
 from pydantic import BaseModel
 
 from sgl_core.backend import Backend
-from sgl_langchain.base import SglLanguageModel
+from sgl_langchain.base import ENGINE_FIELDS, SglLanguageModel
 
-__all__ = ["on_engine", "prepared"]
+__all__ = ["on_engine", "prepared", "rewritten"]
 
 _HOME: Final = "langchain_core.runnables."
-_ENGINE_FIELDS: Final = ("model", "device", "dtype", "engine_kwargs")
 _FOR_CALLS: Final = frozenset({"kwargs", "config", "config_factories"})  # values of the caller's, whatever they hold
 
 Replace = Callable[[Runnable[Any, Any]], Runnable[Any, Any]]
@@ -38,7 +37,7 @@ def on_engine(runnable: Runnable[Any, Any], engine: Backend) -> Runnable[Any, An
             return part.model_copy(update={"engine": engine, "model": None})
         return part
 
-    return cast("Runnable[Any, Any]", _rewritten(runnable, replace))
+    return rewritten(runnable, replace)
 
 
 def prepared(runnable: Runnable[Any, Any], config: RunnableConfig | None) -> Runnable[Any, Any]:
@@ -50,6 +49,19 @@ def prepared(runnable: Runnable[Any, Any], config: RunnableConfig | None) -> Run
     def replace(part: Runnable[Any, Any]) -> Runnable[Any, Any]:
         return part.prepare(config)[0] if isinstance(part, DynamicRunnable) else part
 
+    return rewritten(runnable, replace)
+
+
+def rewritten(runnable: Runnable[Any, Any], replace: Replace) -> Runnable[Any, Any]:
+    """The runnable with every part, itself included, as ``replace`` gives it.
+
+    Args:
+        runnable: not changed.
+        replace: called with each runnable that LangChain shows, from the outside in; gives another one, or the same.
+
+    Returns:
+        A copy where a part was replaced, the runnable itself where none was.
+    """
     return cast("Runnable[Any, Any]", _rewritten(runnable, replace))
 
 
@@ -81,4 +93,4 @@ def _are_same(old: Any, new: Any) -> bool:
 
 def _is_open(model: SglLanguageModel) -> bool:
     """Whether its author left it open where it runs. The default of ``model`` may come from the environment: that is open."""
-    return model.engine is None and not any(getattr(model, name) for name in _ENGINE_FIELDS if name in model.model_fields_set)
+    return model.engine is None and not any(getattr(model, name) for name in ENGINE_FIELDS if name in model.model_fields_set)

@@ -11,10 +11,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sgl_core.backend import Backend, Handle
+from sgl_core.errors import RequestAborted
 from sgl_core.plugins import RequestRecord, get_host
 from sgl_core.types import GenRequest, GenResult, ScoreRequest, ScoreResult
 from sgl_langchain.errors import langchain_errors
-from sgl_langchain.scope import Slot, in_flight
+from sgl_langchain.gates import Slot, on_a_loop
+from sgl_langchain.scope import in_flight
 
 __all__ = ["apieces", "aresults", "ascored", "observed", "pieces", "results", "scored"]
 
@@ -42,7 +44,7 @@ async def aresults(engine: Backend, requests: Iterable[GenRequest]) -> list[list
     """Like ``results``; cancelling it aborts the requests."""
     handles: list[Handle[Any]] = []
     slots: list[Slot] = []
-    with langchain_errors():
+    with langchain_errors(), on_a_loop():
         try:
             for request in requests:
                 async with in_flight() as slot:
@@ -64,19 +66,25 @@ def scored(engine: Backend, request: ScoreRequest) -> ScoreResult:
             result = handle.result()
             slot.check()
             return result
+        except RequestAborted:  # a score has no first half to give
+            slot.check()
+            raise
         finally:
             handle.abort()
 
 
 async def ascored(engine: Backend, request: ScoreRequest) -> ScoreResult:
     """Like ``scored``."""
-    with langchain_errors():
+    with langchain_errors(), on_a_loop():
         async with in_flight() as slot:
             handle = slot.track(engine.score(request))
         try:
             result = await handle
             slot.check()
             return result
+        except RequestAborted:
+            slot.check()
+            raise
         finally:
             handle.abort()
 
@@ -99,7 +107,7 @@ def pieces(engine: Backend, request: GenRequest) -> Generator[str | GenResult, N
 
 async def apieces(engine: Backend, request: GenRequest) -> AsyncGenerator[str | GenResult, None]:
     """Like ``pieces``; cancelling it aborts the request, too."""
-    with langchain_errors():
+    with langchain_errors(), on_a_loop():
         async with in_flight() as slot:
             handle = observed(slot.track(engine.submit(request)))
         try:

@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, Self, TypeVar
 
-from sgl_langchain.gates import FREE_SLOT, Flights, Gate, Slot, StreamLeft
+from sgl_langchain.gates import FREE_SLOT, Flights, Gate, Slot
 
-__all__ = ["Gate", "Scope", "Slot", "StreamLeft", "ain_flight", "current_scope", "in_flight", "scope"]
+__all__ = ["Scope", "current_scope", "in_flight", "scope"]
 
 ItemT = TypeVar("ItemT")
 
@@ -133,7 +133,7 @@ def scope(limit: int | None = None, *, is_abortable: bool = False) -> AbstractCo
 
 
 def in_flight() -> Slot:
-    """A slot for one request, to be entered before it is submitted.
+    """A slot for one request, to be entered before it is submitted, by ``with`` or ``async with``.
 
     The block waits until every gate lets the request pass, and the request takes the slot along until it ends::
 
@@ -146,11 +146,6 @@ def in_flight() -> Slot:
     """
     found = _current.get()
     return FREE_SLOT if found is None else found.slot()
-
-
-def ain_flight() -> Slot:
-    """Like ``in_flight``, for ``async with``: waiting does not block the loop."""
-    return in_flight()
 
 
 @contextmanager

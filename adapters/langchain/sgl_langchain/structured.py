@@ -34,6 +34,7 @@ StructuredMethod = Literal["json_schema", "function_calling", "json_mode"]
 _METHODS: Final[tuple[str, ...]] = get_args(StructuredMethod)
 _UNNAMED: Final = "response"
 _ANY_OBJECT: Final = '{"type":"object"}'
+_TYPES_OF_SCHEMAS: Final = frozenset({"object", "array", "string", "number", "integer", "boolean", "null", "function"})
 
 
 # ---- response_format -------------------------------------------------------------------------------------------------
@@ -73,6 +74,13 @@ def bound_response_format(response_format: object, strict: bool | None = None) -
     kind = response_format.get("type")
     if kind in {"text", "json_object"} and len(response_format) == 1:
         return {"type": kind}
+    if isinstance(kind, str) and kind not in {"json_schema", *_TYPES_OF_SCHEMAS}:
+        raise InvalidArgumentError(
+            "response_format",
+            dict(response_format),
+            '{"type": "text"}, {"type": "json_object"}, {"type": "json_schema", "json_schema": {...}}, or a schema',
+            "A schema goes with the type json_schema.",
+        )
     if kind != "json_schema":
         return _json_schema_format(response_format, strict)
     inner = response_format.get("json_schema")

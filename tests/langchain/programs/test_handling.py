@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from langchain_core.runnables import RunnableBranch, RunnableLambda
 
+from sgl_langchain import compile_runnable
 from sgl_langchain.programs import RunnableProgram
 from sgl_langchain.translate.lower import lower
 
@@ -113,3 +114,32 @@ def test_conditions_are_asked_in_turn_up_to_the_first_that_holds():
     assert RunnableProgram(lower(chain)).invoke(0) == 2
     assert RunnableProgram(lower(chain2)).invoke(0) == 3
     assert asked == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_first_error_is_raised_whatever_its_truth_value(is_async):
+    class Falsy(ValueError):
+        def __bool__(self):
+            return False
+
+    first, second = Flaky({2: 9}, Falsy), Flaky({2: 9}, KeyError)
+    program = RunnableProgram(lower(RunnableLambda(first).with_fallbacks([RunnableLambda(second)])))
+    with pytest.raises(Falsy):
+        asyncio.run(program.ainvoke(2)) if is_async else program.invoke(2)
+
+
+class Ending(BaseException):
+    """Of a kind that ends programs."""
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        lambda step: step.with_fallbacks([RunnableLambda(lambda value: value * 10)], exceptions_to_handle=(Ending,)),
+        lambda step: step.with_retry(retry_if_exception_type=(Ending,), wait_exponential_jitter=False),
+    ],
+    ids=["fallback", "retry"],
+)
+def test_an_error_that_ends_programs_is_handled_where_the_chain_says_so(guarded):
+    chain = compile_runnable(guarded(RunnableLambda(Flaky({2: 1, 3: 1}, Ending))))
+    assert [chain.invoke(2), asyncio.run(chain.ainvoke(3))] == [20, 30]

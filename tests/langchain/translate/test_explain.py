@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
 
-from sgl_langchain import ChatSgl
+from sgl_langchain import ChatSgl, compile_runnable
 from sgl_langchain.leases import EngineLeases
 from sgl_langchain.translate.explain import explain
 from sgl_langchain.translate.plan import Plan
@@ -13,8 +13,8 @@ from sgl_langchain.translate.plan import Plan
 RULES = "Answer in the form that the rules say, and never in another one. " * 3
 
 
-def said(chain, **options):
-    return explain(Plan.of(chain), **options)
+def said(chain):
+    return explain(Plan.of(chain))
 
 
 def test_a_constant_prefix_is_counted_in_the_models_tokens(chains):
@@ -28,11 +28,6 @@ def test_without_an_engine_tokens_are_estimated_and_none_is_loaded(monkeypatch):
     text = said(ChatPromptTemplate([("human", RULES + "{x}")]) | ChatSgl())
     assert f"constant prefix: about {-(-len(RULES) // 4)} tokens ({len(RULES)} characters)" in text
     assert not loaded
-
-
-def test_an_engine_that_is_given_counts_tokens(engine):
-    text = said(ChatPromptTemplate([("human", "Dear {x}")]) | ChatSgl(), engine=engine)
-    assert "constant prefix: 5 tokens" in text
 
 
 def test_arms_that_share_say_with_whom_and_what(chains):
@@ -62,6 +57,13 @@ def test_models_with_other_weights_share_nothing(engine):
     assert "shares with" not in said(chain)
 
 
+def test_calls_that_are_bound_to_other_namespaces_share_nothing(chat):
+    prompt = ChatPromptTemplate([("system", "The same rules."), ("human", "{x}")])
+    chain = RunnableParallel(a=prompt | chat.bind(namespace="a"), b=prompt | chat.bind(namespace="b"))
+    assert "shares with" not in said(chain)
+    assert "shares with" in said(RunnableParallel(a=prompt | chat.bind(seed=1), b=prompt | chat.bind(seed=2)))
+
+
 def test_host_code_and_unknown_steps_are_listed(chat, chains):
     assert "retriever (step 1, context, step 1): host code; runs once, in its place" in said(chains.rag)
     configurable = RunnableLambda(str) | chat.configurable_fields(temperature=ConfigurableField(id="heat"))
@@ -84,7 +86,15 @@ def test_tools_are_named(chat):
 def test_the_verdict_has_its_reasons(chains, chat):
     configurable = chat.configurable_fields(temperature=ConfigurableField(id="heat"))
     assert "runs as a program: yes" in said(chains.judges)
-    assert "runs as a program: no\n  RunnableConfigurableFields: what it is stands" in said(configurable)
+    assert "runs as a program: no\n  RunnableConfigurableFields is known only" in said(configurable)
+
+
+def test_the_verdict_is_that_of_the_calls(chat):
+    prompt = ChatPromptTemplate([("human", "{x}")])
+    for model in (chat.bind(timeout=3), chat.with_listeners(on_start=print), ChatSgl(engine=chat.engine, n=2)):
+        compiled = compile_runnable(prompt | model, mode="program")
+        assert compiled._program(None) is None
+        assert "runs as a program: no" in compiled.explain()
 
 
 def test_an_engine_that_the_model_holds_already_counts_tokens(engine, monkeypatch):

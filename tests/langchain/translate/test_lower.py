@@ -28,7 +28,7 @@ from sgl_core.plugins import PluginHookError
 from sgl_langchain import ChatSgl
 from sgl_langchain.translate import lower as lower_module
 from sgl_langchain.translate import nodes
-from sgl_langchain.translate.lower import lower, prepared
+from sgl_langchain.translate.lower import lower
 
 
 class Twice(Runnable[Any, Any]):
@@ -205,13 +205,9 @@ def test_subclasses_of_known_kinds_are_unknown(chat, engine):
         assert not node.is_known
 
 
-def test_a_configurable_model_is_lowered_under_the_configuration_of_a_call(engine):
+def test_a_configurable_model_is_left_for_the_configuration_of_a_call(engine):
     chat = ChatSgl(engine=engine).configurable_fields(temperature=ConfigurableField(id="heat"))
-    node = lower(chat)
-    assert isinstance(node, nodes.Configurable)
-    model, _ = prepared(node, {"configurable": {"heat": 0.7}}, {"max_tokens": 2})
-    assert isinstance(model, nodes.Model)
-    assert (model.runnable.temperature, dict(model.options)) == (0.7, {"max_tokens": 2})
+    assert isinstance(lower(chat), nodes.Configurable)
 
 
 def test_a_shared_part_stands_in_every_place(chat):

@@ -20,7 +20,7 @@ SHOT = PromptTemplate.from_template("{q}")
 def test_a_plan_knows_its_models_and_their_prompts(chains):
     plan = Plan.of(chains.judges)
     assert len(plan.models) == 4
-    assert all(plan.prompt_of(model) is not None for model in plan.models)
+    assert all(gen.template is not None for gen in plan.trace.gens())
 
 
 def test_a_fork_has_at_least_two_models(chains):
@@ -38,7 +38,7 @@ def test_a_graph_is_a_reason(chat):
     graph.add_node("ask", lambda state: {"messages": [chat.invoke(state["messages"])]})
     graph.add_edge(START, "ask")
     (reason,) = Plan.of(graph.compile() | RunnableLambda(len)).reasons
-    assert "CompiledStateGraph itself knows" in reason
+    assert "only LangGraph itself knows" in reason
 
 
 def test_what_is_configurable_is_a_reason(chat):

@@ -11,6 +11,7 @@ from langchain_core.runnables.utils import coro_with_context
 
 from sgl_core.backend import Handle
 from sgl_core.types import GenResult
+from sgl_langchain.gates import on_a_loop
 from sgl_langchain.programs.calls import Asked, Calls
 from sgl_langchain.programs.effects import Ask, Effect, Evaluation, Failure, Host, Load, Outcome, Pause, Together
 from sgl_langchain.scope import in_flight
@@ -53,15 +54,17 @@ async def _carry_out(effect: Effect, calls: Calls) -> Any:
 
 
 async def _ask(ask: Ask, calls: Calls) -> GenResult:
-    async with in_flight() as slot:
-        asked = calls.start(ask)
-        slot.track(cast("Handle[Any]", asked))
-    try:
-        await _ended(asked)
-    except BaseException:
-        asked.abort()
-        raise
-    return asked.result()
+    with on_a_loop():
+        async with in_flight() as slot:
+            asked = calls.start(ask)
+            slot.track(cast("Handle[Any]", asked))
+        try:
+            await _ended(asked)
+        except BaseException:
+            asked.abort()
+            raise
+        slot.check()
+        return asked.result()
 
 
 async def _ended(asked: Asked) -> None:

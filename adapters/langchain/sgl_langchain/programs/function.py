@@ -11,6 +11,8 @@ from sgl_core.language.program import SglFunction
 from sgl_core.language.state import ProgramState
 from sgl_core.language.traced_state import TracedState
 from sgl_langchain.programs.calls import Calls
+from sgl_langchain.translate.listing import listing
+from sgl_langchain.translate.plan import Plan
 
 if TYPE_CHECKING:
     from sgl_langchain.programs.program import RunnableProgram
@@ -48,7 +50,4 @@ class RunnableFunction(SglFunction):
         return super().open(options)
 
     def __str__(self) -> str:
-        from sgl_langchain.translate.listing import listing
-        from sgl_langchain.translate.plan import Plan
-
         return listing(Plan.of(self._program.root.runnable))

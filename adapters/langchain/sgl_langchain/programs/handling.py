@@ -98,7 +98,7 @@ class Otherwise(Operation):
                     value[self._key] = last  # the caller's own dict, as in LangChain
                 return (yield from choice.run(value, frame, kwargs))
             except self._handled as error:
-                first = first or error
+                first = error if first is None else first
                 last = error
         if first is None:
             raise ValueError("No error stored at end of fallbacks.")

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list
@@ -25,10 +25,8 @@ from sgl_langchain.programs.operation import Frame
 from sgl_langchain.programs.waiting import Waiting
 from sgl_langchain.scope import Scope, current_scope, scope
 from sgl_langchain.translate.nodes import Model, Node
+from sgl_langchain.translate.plan import Plan
 from sgl_langchain.translate.refusals import Refusals
-
-if TYPE_CHECKING:
-    from sgl_langchain.translate.plan import Plan
 
 __all__ = ["RunnableProgram"]
 

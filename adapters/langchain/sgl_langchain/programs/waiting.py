@@ -163,10 +163,11 @@ class Waiting:
             asked = self._calls.start(ask)
             self._asked[task] = slot, asked
             slot.track(cast("Handle[Any]", asked))
-            asked.add_done_callback(lambda: self._inbox.put(partial(self._answered, task, asked)))
+            asked.add_done_callback(lambda: self._inbox.put(partial(self._answered, task, asked, slot)))
 
-    def _answered(self, task: _Task, asked: Asked) -> None:
+    def _answered(self, task: _Task, asked: Asked, slot: Slot) -> None:
         self._asked.pop(task, None)
+        slot.check()
         try:
             result = asked.result()
         except BaseException as error:

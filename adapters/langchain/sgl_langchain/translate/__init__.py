@@ -1,1 +1,1 @@
-"""Runnables as fork/join programs: lowering, what their prompts share, and how they run."""
+"""Runnables as nodes and steps: lowering, what their prompts share, what a plan and its explanation say of them."""

@@ -40,7 +40,8 @@ _WORTH_A_STREAM: Final = 32  # characters that several prompts share beyond what
 def listing(plan: Plan) -> str:
     """The program of a chain as text.
 
-    A template with one variable that is given what a step made takes it as the value. Everything that is no prompt stands as ``call(name)(value)``; ``messages(value)`` are messages that a variable brings.
+    A template with one variable that is given what a step made takes it as the value. Everything that is no prompt stands as
+    ``call(name)(value)``; ``messages(value)`` are messages that a variable brings.
     """
     writer = _Writer(plan.trace)
     stream = _Stream("s", ())

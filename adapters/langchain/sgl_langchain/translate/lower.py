@@ -1,6 +1,6 @@
 """From LangChain's objects to nodes: ``lower``, which walks public fields and never ``get_graph()``.
 
-Called when a plan is made, and again for what is known only at call time. What it knows, it knows by exact type: a subclass
+Called when a plan is made. What it knows, it knows by exact type: a subclass
 may do anything. A kind that nobody here knows goes to the plugins, and then to a ``Call`` that runs as it is.
 """
 
@@ -23,7 +23,6 @@ from langchain_core.runnables import (
     RunnableAssign,
     RunnableBinding,
     RunnableBranch,
-    RunnableConfig,
     RunnableGenerator,
     RunnableLambda,
     RunnableParallel,
@@ -46,7 +45,7 @@ from sgl_langchain.translate import nodes
 from sgl_langchain.translate.builder import RunnableBuilder
 from sgl_langchain.translate.nodes import Node
 
-__all__ = ["is_own_kind", "lower", "name_of", "prepared"]
+__all__ = ["is_own_kind", "lower", "name_of"]
 
 _NO_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType({})
 _MAX_DEPTH: Final = 100
@@ -74,14 +73,6 @@ def lower(runnable: Runnable[Any, Any], options: Mapping[str, Any] = _NO_OPTIONS
 def is_own_kind(runnable: Runnable[Any, Any]) -> bool:
     """Whether ``lower`` knows the kind by itself, and asks no plugin."""
     return _class_of(runnable) in _KINDS or _open_kind(runnable) is not None
-
-
-def prepared(
-    node: nodes.Configurable, config: RunnableConfig | None = None, options: Mapping[str, Any] = _NO_OPTIONS
-) -> tuple[Node, RunnableConfig]:
-    """What a configurable runnable is under ``config``, and the configuration that is left for it."""
-    runnable, left = node.runnable.prepare(config)  # type: ignore[attr-defined]  # a DynamicRunnable, by its type
-    return lower(runnable, options), left
 
 
 def name_of(runnable: Runnable[Any, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from langchain_core.globals import get_debug, get_llm_cache, get_verbose
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableWithFallbacks
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 
 from sgl_core.errors import SglError
@@ -67,12 +67,22 @@ def _of_node(node: Node) -> Iterator[str]:
             yield f"only {node.name} itself knows what it does with its configuration"
         case nodes.Configurable():
             yield f"{_name(node)} is known only when the configuration of a call is"
+        case nodes.Fallbacks() | nodes.Retry() if _handles_more(node.runnable):
+            yield f"{_name(node)} handles exceptions that a program lets through"
         case nodes.Binding() if node.factories:
             yield f"{_name(node.bound)} has listeners"
         case nodes.Binding() if node.config.get("callbacks"):
             yield f"{_name(node.bound)} has callbacks"
         case nodes.Model():
             yield from _of_options(_name(node), node.options)
+
+
+def _handles_more(runnable: Any) -> bool:
+    """Whether a fallback or a retry is for errors that end a program (``SystemExit``), or that no generator can raise."""
+    kinds = runnable.exceptions_to_handle if isinstance(runnable, RunnableWithFallbacks) else runnable.retry_exception_types
+    if not isinstance(kinds, tuple):  # a function that is asked about each error
+        return False
+    return any(not issubclass(kind, Exception) or issubclass(kind, StopIteration) for kind in kinds)
 
 
 def _of_options(name: str, options: Mapping[str, Any]) -> Iterator[str]:

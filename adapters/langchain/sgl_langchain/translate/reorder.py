@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from string import Formatter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from langchain_core.messages import BaseMessage, SystemMessage
 from langchain_core.prompts import (
@@ -22,15 +22,14 @@ from langchain_core.prompts import (
     SystemMessagePromptTemplate,
 )
 from langchain_core.runnables import Runnable
-from pydantic import BaseModel
+
+from sgl_langchain.rewriting import rewritten
 
 __all__ = ["reordered"]
 
 _BLOCK_END: Final = "\n\n"
 _LABEL: Final = re.compile(r"[^\s{}:][^\n{}:]{0,60}:\n")
 _MESSAGES: Final = (SystemMessagePromptTemplate, HumanMessagePromptTemplate, AIMessagePromptTemplate)
-_HOME: Final = "langchain_core.runnables."
-_FIELDS_LEFT_ALONE: Final = ("kwargs", "config", "config_factories")
 
 
 def reordered(runnable: Runnable[Any, Any]) -> tuple[Runnable[Any, Any], str]:
@@ -41,35 +40,18 @@ def reordered(runnable: Runnable[Any, Any]) -> tuple[Runnable[Any, Any], str]:
         runnable itself and an empty diff where there is nothing to move.
     """
     diffs: list[str] = []
-    changed = _rebuilt(runnable, diffs)
-    return changed, "".join(diffs)
 
-
-def _rebuilt(part: Any, diffs: list[str]) -> Any:
-    if type(part) in (ChatPromptTemplate, PromptTemplate):
-        return _prompt(part, diffs)
-    if isinstance(part, Runnable):
-        if not isinstance(part, BaseModel) or not type(part).__module__.startswith(_HOME):
+    def replace(part: Runnable[Any, Any]) -> Runnable[Any, Any]:
+        if type(part) not in (ChatPromptTemplate, PromptTemplate):
             return part
-        names = [name for name in type(part).model_fields if name not in _FIELDS_LEFT_ALONE]
-        new = {name: _rebuilt(getattr(part, name), diffs) for name in names}
-        update = {name: value for name, value in new.items() if value is not getattr(part, name)}
-        return part.model_copy(update=update) if update else part
-    if isinstance(part, Mapping):
-        mapping = {key: _rebuilt(value, diffs) for key, value in part.items()}
-        return mapping if any(mapping[key] is not part[key] for key in part) else part
-    if type(part) in (list, tuple):
-        items = [_rebuilt(value, diffs) for value in part]
-        return type(part)(items) if any(new is not old for new, old in zip(items, part, strict=True)) else part
-    return part
+        prompt = cast("ChatPromptTemplate | PromptTemplate", part)
+        new = _string(prompt) if isinstance(prompt, PromptTemplate) else _chat(prompt)
+        if new is not prompt:
+            before, after = _lines(prompt), _lines(new)
+            diffs.extend(difflib.unified_diff(before, after, "prompt as written", "prompt reordered", n=len(before)))
+        return new
 
-
-def _prompt(prompt: ChatPromptTemplate | PromptTemplate, diffs: list[str]) -> Any:
-    new = _string(prompt) if isinstance(prompt, PromptTemplate) else _chat(prompt)
-    if new is not prompt:
-        before, after = _lines(prompt), _lines(new)
-        diffs += difflib.unified_diff(before, after, "prompt as written", "prompt reordered", n=len(before))
-    return new
+    return rewritten(runnable, replace), "".join(diffs)
 
 
 # ---- the two moves ---------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from langchain_core.runnables import ConfigurableField, RunnableLambda, Runnable
 
 from sgl_core.testing import FakeBackend
 from sgl_langchain import ChatSgl
-from sgl_langchain.programs import RunnableProgram
 from sgl_langchain.translate.lower import lower
 from sgl_langchain.translate.nodes import Call, Sequence
+from sgl_langchain.translate.refusals import Refusals
 
 
 class Own(RunnableLambda):
@@ -26,7 +26,7 @@ ENGINE = FakeBackend(lambda ids, params: "yes")
 
 
 def refusal(runnable, config=None):
-    return RunnableProgram(lower(runnable)).refusal(config)
+    return Refusals(lower(runnable)).reason(config)
 
 
 def chat(**options):
@@ -57,10 +57,15 @@ def test_an_ordinary_chain_may_run(runnable):
         (chat().bind(timeout=3.0), "timeout"),
         (chat().bind(n=2), "several answers"),
         (chat().bind_tools([TOOL]), "two requests"),
+        (chat().bind(tools=["no tool"]), "tools that cannot be used"),
+        (chat().bind(tools=[TOOL], tool_choice="subtract"), "tools that cannot be used"),
+        (ChatSgl().bind(model=5), "an option that cannot be used"),
+        (chat().bind(tempreature=1), "an option that cannot be used"),
         (chat().with_listeners(on_start=lambda run: None), "listeners"),
         (chat().with_config(callbacks=[BaseCallbackHandler()]), "callbacks"),
         (chat().configurable_fields(temperature=ConfigurableField(id="t")), "configuration of a call"),
         (RunnableParallel(a=chat(), b=chat(namespace="b")), "namespaces"),
+        (RunnableParallel(a=chat(), b=chat().bind(namespace="b")), "namespaces"),
         (RunnableParallel(a=chat(), b=ChatSgl(engine=FakeBackend())), "different engines"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
@@ -72,7 +77,14 @@ def test_what_somebody_would_miss_is_refused_by_name(runnable, word):
 def test_a_step_that_nobody_knows_is_refused():
     own = Own(str)
     root = Sequence(own, (Call(own, "Own", is_known=False),))
-    assert "Own" in RunnableProgram(root).refusal()
+    assert "Own" in Refusals(root).reason()
+
+
+def test_what_lies_in_the_chain_is_told_in_full_and_the_call_is_no_part_of_it():
+    chain = RunnableParallel(a=chat(timeout=3.0), b=chat(timeout=3.0).with_listeners(on_start=print), c=chat(n=2))
+    with get_usage_metadata_callback():
+        told = Refusals(lower(chain)).of_chain()
+    assert told == ("ChatSgl has listeners", "ChatSgl has a timeout", "ChatSgl gives several answers")
 
 
 def test_a_foreign_model_is_host_code():
@@ -92,15 +104,15 @@ def test_callbacks_without_handlers_do_not(callbacks):
 
 
 def test_handlers_that_the_context_brings_refuse():
-    program = RunnableProgram(lower(chat()))
+    refusals = Refusals(lower(chat()))
     with get_usage_metadata_callback():
-        assert "UsageMetadataCallbackHandler" in program.refusal()
-    assert program.refusal() is None
+        assert "UsageMetadataCallbackHandler" in refusals.reason()
+    assert refusals.reason() is None
 
 
 def test_handlers_of_a_chain_around_refuse():
-    program = RunnableProgram(lower(chat()))
-    around = RunnableLambda(lambda _: program.refusal())
+    refusals = Refusals(lower(chat()))
+    around = RunnableLambda(lambda _: refusals.reason())
     assert "BaseCallbackHandler" in around.invoke(0, {"callbacks": [BaseCallbackHandler()]})
     assert around.invoke(0) is None
 
@@ -108,12 +120,12 @@ def test_handlers_of_a_chain_around_refuse():
 def test_tracing_by_environment_refuses(monkeypatch):
     from langsmith import utils
 
-    program = RunnableProgram(lower(chat()))
+    refusals = Refusals(lower(chat()))
     monkeypatch.setenv("LANGSMITH_TRACING", "true")
     monkeypatch.setenv("LANGSMITH_API_KEY", "none")
     utils.get_env_var.cache_clear()
     try:
-        assert "LangChainTracer" in program.refusal()
+        assert "LangChainTracer" in refusals.reason()
     finally:
         monkeypatch.undo()
         utils.get_env_var.cache_clear()
@@ -121,30 +133,30 @@ def test_tracing_by_environment_refuses(monkeypatch):
 
 @pytest.mark.parametrize("switch", [set_debug, set_verbose])
 def test_global_switches_refuse(switch):
-    program = RunnableProgram(lower(chat()))
+    refusals = Refusals(lower(chat()))
     switch(True)
     try:
-        assert "debug or verbose" in program.refusal()
+        assert "debug or verbose" in refusals.reason()
     finally:
         switch(False)
-    assert program.refusal() is None
+    assert refusals.reason() is None
 
 
 def test_a_global_cache_refuses_models_that_would_use_it():
-    program, without = RunnableProgram(lower(chat())), RunnableProgram(lower(chat(cache=False)))
+    refusals, without = Refusals(lower(chat())), Refusals(lower(chat(cache=False)))
     set_llm_cache(InMemoryCache())
     try:
-        assert "cache" in program.refusal()
-        assert without.refusal() is None
+        assert "cache" in refusals.reason()
+        assert without.reason() is None
     finally:
         set_llm_cache(None)
 
 
 def test_what_is_set_on_a_model_later_counts():
     model = chat()
-    program = RunnableProgram(lower(model))
+    refusals = Refusals(lower(model))
     model.verbose = True
-    assert "verbose" in program.refusal()
+    assert "verbose" in refusals.reason()
 
 
 def test_a_limit_that_lets_nothing_run_is_left_to_langchain():
