@@ -26,9 +26,9 @@ from sgl_langchain.errors import langchain_errors
 from sgl_langchain.leases import EngineLeases
 from sgl_langchain.options import SAMPLING_FIELDS, TEXT_OPTIONS, canonical_options
 
-__all__ = ["ENGINE_FIELDS", "SglLanguageModel"]
+__all__ = ["EMBEDDED_NAME", "ENGINE_FIELDS", "SglLanguageModel"]
 
-_EMBEDDED_NAME: Final = "SmolLM2-135M-Instruct"
+EMBEDDED_NAME: Final = "SmolLM2-135M-Instruct"
 ENGINE_FIELDS: Final = ("model", "device", "dtype", "engine_kwargs")
 """Fields that say which engine a model runs on, if it is given none."""
 
@@ -146,7 +146,7 @@ class SglLanguageModel(BaseLanguageModel[Any]):
     @property
     def _model_name(self) -> str:
         if self.engine is None:
-            return self.model or _EMBEDDED_NAME
+            return self.model or EMBEDDED_NAME
         return str(getattr(getattr(self.engine, "facts", None), "name", type(self.engine).__name__))
 
     @property

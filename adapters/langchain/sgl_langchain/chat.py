@@ -263,7 +263,7 @@ class ChatSgl(SglLanguageModel, BaseChatModel):
                 answers="either" if tools is not None and tools.choice == "auto" else "text",
                 follows_result=isinstance(messages[-1], ToolMessage),
             )
-            return call if tools is None or tools.choice in ("auto", "none") else call.as_tool_call()
+            return call.as_tool_call() if tools is not None and tools.forces_call else call
 
     def _tool_form(self, codec: TextCodec) -> ToolForm:
         return form_for(codec) if self.tool_format == "auto" else self.tool_format

@@ -27,6 +27,7 @@ from sgl_core.errors import InvalidArgumentError
 from sgl_core.language import ForkGroup, ProgramState, function, select
 from sgl_core.language.ir import ConstantText
 from sgl_core.types import Usage
+from sgl_langchain.base import EMBEDDED_NAME
 from sgl_langchain.chat import ChatSgl
 from sgl_langchain.errors import LangChainVersionError, langchain_errors
 from sgl_langchain.messages import usage_metadata
@@ -57,7 +58,6 @@ _SYSTEM: Final = "You answer questions about what the user shows you. Your answe
 _ANSWER: Final = "answer"
 _ROLES: Final = {"human": "user", "ai": "assistant"}
 _MEDIA_OF_PROVIDERS: Final = frozenset({"image_url", "input_audio", "input_image", "input_file"})
-_EMBEDDED: Final = ChatSgl(model=None)._model_name
 
 
 class SglDecisions(BaseDecisionModel):  # type: ignore[misc, unused-ignore]
@@ -129,7 +129,7 @@ class SglDecisions(BaseDecisionModel):  # type: ignore[misc, unused-ignore]
     @model_validator(mode="after")
     def _configure(self) -> Self:
         options = {name: getattr(self, name) for name in ("engine", "device", "dtype", "engine_kwargs", "namespace")}
-        is_default = self.engine is not None or self.model == _EMBEDDED
+        is_default = self.engine is not None or self.model == EMBEDDED_NAME
         self._chat = ChatSgl(model=None if is_default else self.model, **options)
         if self.engine is not None and self.model != self._chat._model_name:
             raise InvalidArgumentError("model", self.model, "nothing beside engine=", "The engine has its own.")

@@ -204,27 +204,6 @@ def all_ended(engine):
     return all(handle.done() for handle in engine.handles)
 
 
-def test_a_thousand_cancelled_calls_leave_no_request_and_no_thread(endless):
-    program = program_of(PROMPT | ChatSgl(engine=endless))
-    before = threading.active_count()
-
-    async def main():
-        for _ in range(50):
-            tasks = [asyncio.create_task(program.ainvoke({"x": "1"})) for _ in range(20)]
-            num = len(endless.handles) + 20
-            while len(endless.handles) < num:
-                await asyncio.sleep(0.001)
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(one, asyncio.CancelledError) for one in ended)
-
-    asyncio.run(asyncio.wait_for(main(), 4 * GUARD_S))
-    assert len(endless.handles) == 1000
-    until(lambda: all_ended(endless))
-    assert threading.active_count() <= before + 1  # the dispatcher, if this was its first use
-
-
 def test_cancelling_a_batch_aborts_its_requests(endless):
     async def main():
         task = asyncio.create_task(program_of(PROMPT | ChatSgl(engine=endless)).abatch(inputs(5)))
