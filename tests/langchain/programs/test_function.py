@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableLambda, RunnableParallel
 
 import sgl_core.language.program as language
-from sgl_core.errors import TraceError
+from sgl_core.errors import InvalidArgumentError, TraceError
 from sgl_core.testing import FakeBackend
 from sgl_langchain import ChatSgl
 from sgl_langchain.programs import RunnableProgram
@@ -34,6 +34,25 @@ def test_a_backend_of_the_caller_serves_all_models(engine):
         state = function_of(PROMPT | ChatSgl(engine=engine) | StrOutputParser()).run(input={"x": "a"}, backend=mine)
     assert state.ret_value == "mine"
     assert not engine.requests
+
+
+def test_models_on_several_engines_need_to_be_told_one():
+    with FakeBackend(lambda ids, params: "one") as one, FakeBackend(lambda ids, params: "other") as other:
+        function = function_of(
+            RunnableParallel({"a": ChatSgl(engine=one) | StrOutputParser(), "b": ChatSgl(engine=other) | StrOutputParser()})
+        )
+        with pytest.raises(InvalidArgumentError, match=r"^backend: got None, expected the engine that all models"):
+            function.run(input="x")
+        assert function.run(input="x", backend=other).ret_value == {"a": "other", "b": "other"}
+
+
+def test_requests_stay_in_the_namespace_of_their_models(engine):
+    mine, yours = ChatSgl(engine=engine, namespace="mine"), ChatSgl(engine=engine, namespace="yours")
+    function_of(mine).run(input="x")
+    function_of(mine).run(input="x", namespace="given")
+    assert [request.namespace for request in engine.requests] == ["mine", "given"]
+    with pytest.raises(InvalidArgumentError, match=r"^namespace: got None, expected the namespace that all models"):
+        function_of(RunnableParallel({"a": mine, "b": yours})).run(input="x")
 
 
 def test_it_runs_in_batches_and_on_a_loop(engine):

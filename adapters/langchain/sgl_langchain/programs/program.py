@@ -9,13 +9,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_config_list
 
-from sgl_core.backend import Backend
-from sgl_langchain.base import SglLanguageModel
 from sgl_langchain.programs.awaiting import arun
 from sgl_langchain.programs.calls import Calls
 from sgl_langchain.programs.effects import Failure
@@ -51,7 +49,6 @@ class RunnableProgram:
         self.root: Node = plan if isinstance(plan, Node) else plan.root
         self._operation = operation_of(self.root)
         self._refusals = Refusals(self.root)
-        self._models = tuple(cast("SglLanguageModel", node.runnable) for node in self.root.walk() if isinstance(node, Model))
 
     def refusal(self, config: RunnableConfig | None = None) -> str | None:
         """Why it may not run as a program under this configuration, or None."""
@@ -63,9 +60,9 @@ class RunnableProgram:
         return RunnableFunction(self)
 
     @property
-    def engine(self) -> Backend | None:
-        """The engine of the first model; None if there is no model."""
-        return self._models[0]._engine() if self._models else None
+    def models(self) -> tuple[Model, ...]:
+        """The models of the chain, in order."""
+        return tuple(node for node in self.root.walk() if isinstance(node, Model))
 
     # ---- in a thread -------------------------------------------------------------------------------------------------
     def invoke(self, value: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
