@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-__all__ = ["close_object", "is_composed", "rewritten"]
+__all__ = ["close_object", "is_composed", "refers_to_itself", "rewritten"]
 
 _DATA: Final = frozenset({"const", "default", "enum", "examples"})
 """Keywords whose values are data, not schemas."""
 _NAMED: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
 """Keywords whose values map names to schemas."""
+_DEFINITIONS: Final = ("$defs", "definitions")
 _ALTERNATIVES: Final = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
 _LATE_RULES: Final = frozenset({"dependentSchemas", "if", "not", "unevaluatedProperties"})
 _OPEN: Final = frozenset({"additionalProperties", "patternProperties", "propertyNames"})
@@ -56,6 +57,34 @@ def is_composed(schema: Mapping[str, Any]) -> bool:
         RecursionError: it is nested too deep.
     """
     return any(map(_joins, _schemas(schema)))
+
+
+def refers_to_itself(schema: Mapping[str, Any]) -> bool:
+    """Whether following its references comes back to where one has been: such a schema cannot be written out.
+
+    Raises:
+        RecursionError: it is nested too deep.
+    """
+    parts: dict[str, Any] = {"#": {key: value for key, value in schema.items() if key not in _DEFINITIONS}}
+    for place in _DEFINITIONS:
+        parts |= {f"#/{place}/{name}": one for name, one in (schema.get(place) or {}).items()}
+    references = {pointer: _references(part) for pointer, part in parts.items() if isinstance(part, Mapping)}
+    finished: set[str] = set()
+
+    def comes_back(pointer: str, path: frozenset[str]) -> bool:
+        if pointer in path:
+            return True
+        if pointer in finished:
+            return False
+        found = any(comes_back(target, path | {pointer}) for target in references.get(pointer, ()))
+        finished.add(pointer)
+        return found
+
+    return any(comes_back(pointer, frozenset()) for pointer in references)
+
+
+def _references(schema: Mapping[str, Any]) -> list[str]:
+    return [one["$ref"] for one in _schemas(schema) if isinstance(one.get("$ref"), str)]
 
 
 def _joins(schema: Mapping[str, Any]) -> bool:

@@ -248,6 +248,9 @@ def test_several_answers_to_one_prompt_are_one_request_and_generate_shows_them_a
     result = ChatSgl(engine=engine, n=3, temperature=1, seed=1).generate([[HumanMessage("x")]])
     assert [generation.text for generation in result.generations[0]] == [TEXT] * 3
     assert len(engine.requests) == 1
+    usage = result.llm_output["token_usage"]
+    assert usage["prompt_tokens"] == len(engine.requests[0].input_ids)
+    assert usage["completion_tokens"] == 3 * (len(TEXT) + 1)
     with pytest.raises(InvalidArgumentError, match="n: got 3, expected 1 in a stream"):
         next(ChatSgl(engine=engine, n=3).stream("x"))
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from langchain_core.runnables import RunnableBinding
-from langchain_core.tools import tool
+from langchain_core.tools import StructuredTool, tool
 from pydantic import BaseModel, Field
 from pydantic.v1 import BaseModel as BaseModelV1
 from typing_extensions import TypedDict
@@ -270,3 +270,46 @@ def test_tools_with_a_value_that_json_cannot_hold_are_refused():
     wrong = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"default": {1, 2}}}}}
     with pytest.raises(InvalidArgumentError, match="what JSON can hold"):
         tool_set({"tools": [wrong]})
+
+
+class Tree(BaseModel):
+    """A tree of numbers."""
+
+    value: int
+    kids: list[Tree] = []
+
+
+class Forest(BaseModel):
+    name: str
+    trees: list[Tree]
+
+
+def plant(tree: Tree) -> str:
+    return "planted"
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [Tree, Forest, StructuredTool.from_function(plant, name="plant", description="Plant it.", args_schema=Forest)],
+    ids=["refers to itself", "has a part that does", "a tool of LangChain's"],
+)
+def test_a_class_that_refers_to_itself_keeps_its_whole_schema(engine, tool):
+    bound = ChatSgl(engine=engine).bind_tools([tool], tool_choice="any")
+    function = bound.kwargs["tools"][0]["function"]
+    assert "#/$defs/Tree" in json.dumps(function["parameters"])
+    assert function["name"] == getattr(tool, "name", getattr(tool, "__name__", None))
+    tree = function["parameters"]["$defs"]["Tree"]
+    assert tree["properties"]["kids"]["items"] == {"$ref": "#/$defs/Tree"}
+    bound.invoke("x")
+    assert "#/$defs/" in json.dumps(engine.requests[0].params.json_schema)
+
+
+def test_a_wrong_dict_is_refused_with_its_keys(engine):
+    with pytest.raises(ValueError, match="a dict with the keys 'nme'"):
+        ChatSgl(engine=engine).bind_tools([{"nme": "f"}])
+
+
+@pytest.mark.parametrize("name", ["parallel_tool_calls", "strict"])
+def test_flags_are_checked_also_without_tools(engine, name):
+    with pytest.raises(InvalidArgumentError, match=name):
+        ChatSgl(engine=engine).invoke("x", **{name: "yes"})

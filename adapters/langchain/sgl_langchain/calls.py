@@ -117,7 +117,7 @@ class PreparedCall:
             ChatGeneration(message=self._answer(result, usage)) for result, usage in zip(results, usages, strict=True)
         ]
         return ChatResult(
-            generations=generations, llm_output={"model_name": self.model_name, "token_usage": token_usage(usages)}
+            generations=generations, llm_output={"model_name": self.model_name, "token_usage": token_usage([usages])}
         )
 
     def _answer(self, result: GenResult, usage: Usage) -> AIMessage:

@@ -135,7 +135,7 @@ class SglLLM(SglLanguageModel, BaseLLM):
             [Generation(text=result.text, generation_info=_info(result, codec)) for result in completions]
             for completions in results
         ]
-        usages = [result.usage for completions in results for result in completions]
+        usages = [[result.usage for result in completions] for completions in results]
         return LLMResult(
             generations=generations, llm_output={"model_name": self._model_name, "token_usage": token_usage(usages)}
         )

@@ -126,7 +126,7 @@ def _role(message: BaseMessage) -> str:
     given = message.role if isinstance(message, ChatMessage) else message.type.removesuffix("MessageChunk").lower()
     role = _ROLES.get(given)
     if role is None:
-        raise InvalidArgumentError("messages", f"a message of role {given!r}", f"one of {', '.join(_ROLES)}")
+        raise InvalidArgumentError("messages", f"a message of role {given!r}", f"one of {', '.join(_ROLES)}, or a ToolMessage")
     return role
 
 
@@ -207,13 +207,18 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
     )
 
 
-def token_usage(usages: Iterable[Usage]) -> dict[str, int]:
-    """The sum of some requests, as ``llm_output`` shows it."""
-    each = list(usages)
-    prompt, completion = sum(u.prompt_tokens for u in each), sum(u.completion_tokens for u in each)
+def token_usage(requests: Iterable[Sequence[Usage]]) -> dict[str, int]:
+    """The sum of some requests, as ``llm_output`` shows it.
+
+    Args:
+        requests: of each, the usage of its answers; their prompt is one, and is counted once.
+    """
+    each = list(requests)
+    prompt = sum(usages[0].prompt_tokens for usages in each)
+    completion = sum(usage.completion_tokens for usages in each for usage in usages)
     return {
         "prompt_tokens": prompt,
-        "cached_tokens": sum(u.cached_tokens for u in each),
+        "cached_tokens": sum(usages[0].cached_tokens for usages in each),
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
-from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
-from sgl_core.chat.json_schemas import close_object, is_composed, rewritten
+from sgl_core.chat.json_schemas import close_object, is_composed, refers_to_itself, rewritten
 from sgl_core.errors import InvalidArgumentError
 
-__all__ = ["NamedSchema", "all_required", "constraint_text", "json_text", "read_schema"]
+__all__ = ["NamedSchema", "all_required", "as_openai_tool", "constraint_text", "json_text", "read_schema", "shown_keys"]
 
 _EXPECTED: Final = "a Pydantic class, a TypedDict, a JSON schema, or a function as OpenAI describes it"
 _SAYS_SOMETHING: Final = frozenset(
@@ -41,6 +42,17 @@ class NamedSchema:
     name: str | None
     schema: Mapping[str, Any]
     strict: bool | None = None
+
+    def as_tool(self, description: str = "") -> dict[str, Any]:
+        """The same as a tool in OpenAI's form.
+
+        Args:
+            description: where the schema has none.
+        """
+        described = self.schema.get("description") or description
+        parameters = {key: value for key, value in self.schema.items() if key not in {"title", "description"}}
+        function = {"name": self.name, "description": described, "parameters": parameters}
+        return {"type": "function", "function": function | ({} if self.strict is None else {"strict": self.strict})}
 
 
 def read_schema(argument: str, given: object) -> NamedSchema:
@@ -67,8 +79,21 @@ def read_schema(argument: str, given: object) -> NamedSchema:
         raise
     except Exception as error:  # the class is the caller's, and so is what it raises
         shown = getattr(given, "__name__", type(given).__name__)
-        raise InvalidArgumentError(argument, shown, "something that JSON schema can describe", str(error)) from error
+        cure = "Put keys that may be missing into a TypedDict with total=False." if is_typeddict(given) else str(error)
+        raise InvalidArgumentError(argument, shown, "something that JSON schema can describe", cure) from error
     raise InvalidArgumentError(argument, getattr(given, "__name__", type(given).__name__), _EXPECTED)
+
+
+def as_openai_tool(tool: Any) -> dict[str, Any]:
+    """A tool in OpenAI's form, as LangChain converts it; it writes references out, which a class that refers to itself forbids."""
+    described = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
+    if isinstance(described, type) and is_basemodel_subclass(described):
+        read = read_schema("tool", described)
+        if refers_to_itself(read.schema):
+            name, description = (tool.name, tool.description) if isinstance(tool, BaseTool) else (read.name, described.__doc__)
+            return NamedSchema(name, read.schema).as_tool(description or "")
+    converted: dict[str, Any] = convert_to_openai_tool(tool)
+    return converted
 
 
 def _read_mapping(argument: str, given: Mapping[str, Any]) -> NamedSchema:
@@ -82,12 +107,15 @@ def _read_mapping(argument: str, given: Mapping[str, Any]) -> NamedSchema:
         function = {"parameters": {"type": "object", "properties": {}}, **{k: v for k, v in given.items() if k != "strict"}}
         return NamedSchema(name, convert_to_json_schema(function), strict)
     if not _SAYS_SOMETHING & given.keys():
-        raise InvalidArgumentError(argument, f"a dict with {_keys(given)}", _EXPECTED)
-    title = given.get("title")
+        raise InvalidArgumentError(argument, f"a dict with {shown_keys(given)}", _EXPECTED)
+    title = (
+        given.get("title") or str(given.get("$ref", "")).rpartition("/")[2]
+    )  # what refers to itself is all in its definitions
     return NamedSchema(title if isinstance(title, str) and title else None, given)
 
 
-def _keys(given: Mapping[str, Any]) -> str:
+def shown_keys(given: Mapping[str, Any]) -> str:
+    """The keys of a dict, for an error that must not show its values."""
     return f"the keys {', '.join(map(repr, given))}" if given else "no keys"
 
 

@@ -16,13 +16,12 @@ from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from sgl_core.errors import InvalidArgumentError, check_options
 from sgl_langchain.errors import langchain_errors
 from sgl_langchain.reply_parsers import JsonCallParser, JsonReplyParser, PydanticCallParser, PydanticReplyParser
-from sgl_langchain.schemas import NamedSchema, constraint_text, read_schema
+from sgl_langchain.schemas import NamedSchema, as_openai_tool, constraint_text, read_schema
 
 if TYPE_CHECKING:
     from sgl_langchain.chat import ChatSgl
@@ -178,7 +177,7 @@ def _as_call(
     read = read_schema("schema", schema)
     if read.name is None:
         raise InvalidArgumentError("schema", "a JSON schema without a title", "one with a title", "The tool is named after it.")
-    tool = _tool(read) if isinstance(schema, Mapping) else convert_to_openai_tool(schema)
+    tool = read.as_tool() if isinstance(schema, Mapping) else as_openai_tool(schema)
     name = tool["function"]["name"]
     answering = model.bind_tools(
         [tool], tool_choice=name, strict=strict, ls_structured_output_format=_traced(schema, read, "function_calling")
@@ -186,12 +185,6 @@ def _as_call(
     if _is_pydantic(schema):
         return answering, PydanticCallParser(tools=[schema], first_tool_only=True)
     return answering, JsonCallParser(key_name=name, first_tool_only=True)
-
-
-def _tool(read: NamedSchema) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": read.name, "description": read.schema.get("description", "")}
-    function["parameters"] = {key: value for key, value in read.schema.items() if key not in {"title", "description"}}
-    return {"type": "function", "function": function | ({} if read.strict is None else {"strict": read.strict})}
 
 
 def _traced(schema: Any, read: NamedSchema, method: str) -> dict[str, Any]:

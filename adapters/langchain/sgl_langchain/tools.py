@@ -16,12 +16,11 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from sgl_core.chat.tools import Tool, ToolForm, ToolSet
 from sgl_core.errors import InvalidArgumentError
 from sgl_langchain.errors import langchain_errors
-from sgl_langchain.schemas import all_required, json_text
+from sgl_langchain.schemas import all_required, as_openai_tool, json_text, shown_keys
 from sgl_langchain.structured import bound_response_format, response_constraint
 
 if TYPE_CHECKING:
@@ -88,17 +87,19 @@ def tool_set(options: Mapping[str, Any], form: ToolForm = "hermes") -> ToolSet |
     Raises:
         InvalidArgumentError: as in ``bind_tools``; also for two tools that share a name and differ.
     """
-    tools = options.get("tools")
-    choice = options.get("tool_choice")
+    tools, choice, strict = options.get("tools"), options.get("tool_choice"), options.get("strict")
+    parallel = options.get("parallel_tool_calls")
+    is_parallel = parallel is not None and _flag("parallel_tool_calls", parallel)
+    if strict is not None:
+        _flag("strict", strict)
     if not tools:
         _choice(choice, ())
         return None
-    converted = _openai_tools(tools, options.get("strict"))
+    converted = _openai_tools(tools, strict)
     word = _choice(choice, _names(converted)) or "auto"
-    parallel = options.get("parallel_tool_calls")
     # Bound tools come back at every call. They are told apart by their text, since anybody may change a dict.
     text = json_text("tools", converted)
-    return _tool_set(text, word, parallel is not None and _flag("parallel_tool_calls", parallel), form)
+    return _tool_set(text, word, is_parallel, form)
 
 
 @lru_cache(maxsize=256)
@@ -133,7 +134,7 @@ def _openai_tool(index: int, tool: Any, strict: object) -> dict[str, Any]:
     if isinstance(tool, Mapping) and tool.get("type") == "function" and "function" not in tool:
         tool = {key: value for key, value in tool.items() if key != "type"}  # how OpenAI's newer interface writes them
     try:
-        converted = convert_to_openai_tool(tool)
+        converted = as_openai_tool(tool)
     except Exception as error:  # the tool is the caller's, and so is what describing it raises
         raise InvalidArgumentError(f"tools[{index}]", _shown(tool), _KINDS, _first_line(error)) from error
     function = converted.get("function")
@@ -150,7 +151,7 @@ def _openai_tool(index: int, tool: Any, strict: object) -> dict[str, Any]:
 
 def _shown(tool: object) -> str:
     if isinstance(tool, Mapping):
-        return f"a dict of type {tool['type']!r}" if "type" in tool else "a dict"
+        return f"a dict of type {tool['type']!r}" if "type" in tool else f"a dict with {shown_keys(tool)}"
     return str(getattr(tool, "__name__", type(tool).__name__))
 
 
