@@ -118,12 +118,12 @@ def _judges(scale: float, rng: random.Random) -> LangChainWorkload:
 
     def judge(aspect: str, model: ModelMaker) -> Chain:
         asked = f"Essay:\n{{essay}}\n\nJudge the essay on {aspect}, in one or two sentences."
-        return ChatPromptTemplate([*_READ, ("human", asked)]) | model(32) | StrOutputParser()
+        return ChatPromptTemplate([*_READ, ("human", asked)]) | model(48) | StrOutputParser()
 
     def chain(model: ModelMaker) -> Chain:
         quoted = "\n".join(f"On {aspect}: {{{aspect}}}" for aspect in _ASPECTS)
         asked = f"Essay:\n{{essay}}\n\nThese are the judgements.\n{quoted}\nSum them up, with a grade from 1 to 10."
-        merge = ChatPromptTemplate([*_READ, ("human", asked)]) | model(32) | StrOutputParser()
+        merge = ChatPromptTemplate([*_READ, ("human", asked)]) | model(64) | StrOutputParser()
         judges = RunnableParallel({aspect: judge(aspect, model) for aspect in _ASPECTS})
         return RunnablePassthrough.assign(judgements=judges) | RunnableLambda(_spread) | merge
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from sgl_core.language import defaults, set_default_backend
 from sgl_core.testing import ByteCodec, FakeBackend
 
 
@@ -45,3 +46,12 @@ class MergingCodec(ByteCodec):
 @pytest.fixture(scope="session")
 def merging_codec() -> ByteCodec:
     return MergingCodec()
+
+
+@pytest.fixture
+def no_default_backend() -> Iterator[None]:
+    """The process has no default backend during the test, and the one that it had again after it."""
+    before = dict(vars(defaults._default))
+    set_default_backend(None)
+    yield
+    vars(defaults._default).update(before)

@@ -20,10 +20,7 @@ def answer(s, question, tone="calm"):
     return tone
 
 
-@pytest.fixture(autouse=True)
-def no_default_backend():
-    yield
-    sgl.set_default_backend(None)
+pytestmark = pytest.mark.usefixtures("no_default_backend")
 
 
 def test_arguments_are_given_by_position_or_by_name(backend: FakeBackend) -> None:

@@ -27,12 +27,14 @@ class Cached(FakeBackend):
         return self.facts
 
 
+pytestmark = pytest.mark.usefixtures("no_default_backend")
+
+
 @pytest.fixture
-def default() -> Iterator[Cached]:
+def default(no_default_backend: None) -> Iterator[Cached]:
     with Cached() as backend:
         set_default_backend(backend)
         yield backend
-        set_default_backend(None)
 
 
 def test_the_backend_that_is_named_forgets(default: Cached) -> None:

@@ -12,10 +12,10 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 import sgl_native as sgl
+from sgl_core.chat.conversation import Message, render
 from sgl_core.runtime.codec import LocalCodec
 from sgl_core.testing import FakeBackend
-from sgl_dspy.rendering import render_turns
-from sgl_langchain.messages import prompt_ids
+from sgl_langchain.messages import conversation
 
 NUM_THREADS = 8
 WAIT_S = 120.0
@@ -73,8 +73,10 @@ class Doors:
         yield "turns", self.codec.join_turns([("user", text), ("assistant", text), ("user", text)], open_assistant=True)
         yield "a program's turn", self.program(chat, pieces)
         yield "a program's text", self.program(plain, pieces)
-        yield "LangChain", prompt_ids(self.codec, [SystemMessage(text), HumanMessage(list(pieces)), AIMessage(text)])
-        yield "DSPy", render_turns(self.codec, [("system", text), ("user", text), ("assistant", text)], open_assistant=True)
+        told = conversation([SystemMessage(text), HumanMessage(list(pieces)), AIMessage(text)])
+        yield "LangChain", render(self.codec, told).ids
+        messages = [Message("system", text), Message("user", text), Message("assistant", text)]
+        yield "DSPy", render(self.codec, messages).ids
 
     def program(self, program: Any, pieces: Pieces) -> tuple[int, ...]:
         with FakeBackend(lambda ids, params: "a", codec=self.codec) as backend:

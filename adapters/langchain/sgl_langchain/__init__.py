@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_core import errors as core_errors
@@ -32,16 +33,15 @@ _HOMES = {
 }
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+def _is_in(module: str, part: str) -> bool:
+    """Whether an installed package has a part; asking for its own spec would import the package."""
+    spec = find_spec(module)
+    if spec is None:
+        raise core_errors.MissingExtraError("langchain", module)
+    return any(Path(folder, part).is_dir() for folder in spec.submodule_search_locations or ())
 
 
-if not _is_installed("langchain_core"):
-    raise core_errors.MissingExtraError("langchain", "langchain_core")
-if _is_installed("langchain_core.decisions"):  # since langchain-core 1.8; before, asking for the class says so
+if _is_in("langchain_core", "decisions"):  # since langchain-core 1.8; before, asking for the class says so
     __all__ += ["SglDecisions"]
     __all__.sort()
 

@@ -195,7 +195,7 @@ def picked_key(world):
     return RunnablePassthrough.assign(a=says(world)).pick("a")
 
 
-@case({"q": "What?", "lang": "Latin", "rest": 1}, {"q": "Why?", "lang": "Greek"}, {"q": "Who?"})
+@case({"q": "What?", "lang": "Latin", "rest": 1}, {"q": "Why?", "lang": "Greek"}, {"q": "Who?"}, interleaves=True)
 def getters(world):
     return {"what": itemgetter("q"), "lang": itemgetter("lang")} | says(world, "{what} Answer in {lang}.")
 
