@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sgl_core.language import ProgramState, SglFunction
 from sgl_core.language.graph import Graph
@@ -21,33 +18,14 @@ from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.testing.optimum import unshared_tokens
 from sgl_core.testing.templates import TEMPLATES, PromptTemplate, rendered_prompts
 
-CONTEXT = 2048
 CACHE_TOKENS = 16384
 SURE = 1e4
 """A bias that no logit of a random model outweighs."""
 
 
 @pytest.fixture(scope="module")
-def small_engine(embedded_codec: LocalCodec, embedded_folder: Path) -> Iterator[Engine]:
-    """The embedded model's tokenizer on one layer of random weights: what is prefilled depends on ids alone."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(embedded_folder, local_files_only=True)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=CONTEXT,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    eos = frozenset({int(tokenizer.eos_token_id)})
-    loaded = LoadedModel(model, tokenizer, config, eos, CONTEXT, "one-layer", "one layer", Path())
-    with Engine(loaded=loaded, cache_tokens=CACHE_TOKENS, device="cpu", dtype="float32") as engine:
+def small_engine(one_layer_model: LoadedModel) -> Iterator[Engine]:
+    with Engine(loaded=one_layer_model, cache_tokens=CACHE_TOKENS, device="cpu", dtype="float32") as engine:
         yield engine
 
 

@@ -126,8 +126,8 @@ def embedded_engine(embedded_model: LoadedModel) -> Callable[..., Engine]:
 
 
 @pytest.fixture(scope="module")
-def embedded_15(embedded_engine: Callable[..., Engine], embedded_reference: Any) -> Subject:
-    return make_subject("embedded", embedded_engine, embedded_reference, make_families(3))
+def embedded_10(embedded_engine: Callable[..., Engine], embedded_reference: Any) -> Subject:
+    return make_subject("embedded", embedded_engine, embedded_reference, make_families(2))
 
 
 @pytest.fixture(params=range(SOAK_PARTS))
@@ -193,8 +193,8 @@ def test_without_a_cache_prompts_are_those_of_transformers(tiny: Subject, figure
     assert_like_the_reference(share, {"cache off": results}, figure)
 
 
-def test_the_embedded_model_says_what_it_says_in_transformers_in_every_history(embedded_15: Subject, figure: Figure) -> None:
-    assert_like_the_reference(embedded_15, run_histories(embedded_15.make_engine, embedded_15.families, GREEDY), figure)
+def test_the_embedded_model_says_what_it_says_in_transformers_in_every_history(embedded_10: Subject, figure: Figure) -> None:
+    assert_like_the_reference(embedded_10, run_histories(embedded_10.make_engine, embedded_10.families, GREEDY), figure)
 
 
 @pytest.mark.soak
@@ -205,23 +205,23 @@ def test_one_hundred_and_fifty_prompts_of_the_embedded_model(
     assert_like_the_reference(subject, run_histories(subject.make_engine, subject.families, GREEDY, cache_off=True), figure)
 
 
-def test_references_made_together_are_those_made_alone(embedded_15: Subject, embedded_reference: Any) -> None:
-    with embedded_15.make_engine() as engine:
-        ids, eos = prompt_ids(engine, embedded_15.families), engine.facts.eos_ids
+def test_references_made_together_are_those_made_alone(embedded_10: Subject, embedded_reference: Any) -> None:
+    with embedded_10.make_engine() as engine:
+        ids, eos = prompt_ids(engine, embedded_10.families), engine.facts.eos_ids
     lengths = [len(prompt) for prompt in ids]
     mated = [index for index, length in enumerate(lengths) if lengths.count(length) > 1][:3]
     assert mated, "no prompt of the reference ran in a batch"
     mates = [ids[index] for index in mated]
     alone = greedy_references(embedded_reference, mates, max_new_tokens=NEW_TOKENS, eos_ids=eos, batch_size=1)
     for index, single in zip(mated, alone, strict=True):
-        together = embedded_15.references[index]
+        together = embedded_10.references[index]
         assert together.ids == single.ids
         assert max(abs(a - b) for a, b in zip(together.gaps, single.gaps, strict=True)) < EXCUSED_GAP / 2
 
 
 # ---- seeds -----------------------------------------------------------------------------------------------------------
 def test_a_seed_gives_one_text_in_every_history(tiny: Subject, figure: Figure) -> None:
-    share = tiny.share(slice(0, 12))
+    share = tiny.share(slice(0, 6))
     histories = run_histories(share.make_engine, share.families, SAMPLED)
     assert_all_alike("R6 one seed in every history, tiny model", histories, figure)
 
@@ -259,12 +259,21 @@ def test_eight_completions_of_one_prompt_are_reproducible_and_differ(tiny: Subje
 
 
 # ---- deterministic mode ----------------------------------------------------------------------------------------------
-def test_deterministic_ids_are_the_same_in_every_history_and_without_a_cache(tiny: Subject, figure: Figure) -> None:
-    make_engine = partial(tiny.make_engine, deterministic=True)
-    histories = run_histories(make_engine, tiny.families, GREEDY, cache_off=True)
+def assert_deterministic_ids(subject: Subject, figure: Figure) -> None:
+    make_engine = partial(subject.make_engine, deterministic=True)
+    histories = run_histories(make_engine, subject.families, GREEDY, cache_off=True)
     assert set(histories) == {*FIVE, "cache off"}
     assert_all_alike("R6 deterministic mode, tiny model", histories, figure)
-    assert_like_the_reference(tiny, histories, lambda *_: None)
+    assert_like_the_reference(subject, histories, lambda *_: None)
+
+
+def test_deterministic_ids_are_the_same_in_every_history_and_without_a_cache(tiny: Subject, figure: Figure) -> None:
+    assert_deterministic_ids(tiny.share(slice(0, 24)), figure)
+
+
+@pytest.mark.soak
+def test_deterministic_ids_of_three_hundred_prompts_are_the_same_in_every_history(tiny: Subject, figure: Figure) -> None:
+    assert_deterministic_ids(tiny, figure)
 
 
 def test_deterministic_samples_are_the_same_in_every_history_and_without_a_cache(tiny: Subject, figure: Figure) -> None:

@@ -56,6 +56,9 @@ class Recording:
     def prefetch(self, request: Any) -> Any:
         return self.engine.prefetch(request)
 
+    def fewest_tokens(self, params: Any) -> int:
+        return int(self.engine.fewest_tokens(params))
+
     def new_seed(self) -> int:
         return int(self.engine.new_seed())
 

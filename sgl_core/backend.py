@@ -16,6 +16,7 @@ from sgl_core.types import (
     GenResult,
     PrefetchRequest,
     PrefetchResult,
+    SamplingParams,
     ScoreRequest,
     ScoreResult,
     TurnState,
@@ -169,6 +170,13 @@ class Backend(Protocol):
 
     def prefetch(self, request: PrefetchRequest) -> Handle[PrefetchResult]:
         """Queue the computation of a prefix; raises as ``submit``."""
+
+    def fewest_tokens(self, params: SamplingParams) -> int:
+        """Tokens of the shortest output known that meets the constraint of ``params``; 0 without one. May compile it, here.
+
+        Raises:
+            GrammarError: it is malformed, too large or impossible.
+        """
 
     def new_seed(self) -> int:
         """A fresh program seed (from OS entropy unless the backend was given one)."""

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sgl_core.config import EngineConfig
-from sgl_core.runtime.registry import acquire
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RunExample = Callable[[str], str]
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Any]:
-    """The engine that the examples lease, held so that its weights are loaded once."""
-    with acquire(EngineConfig()) as lease:
-        yield lease.engine
-
-
 @pytest.fixture
-def engine(shared: Any) -> Iterator[Any]:
-    shared.flush_cache()
-    shared.reset_stats()
-    yield shared
-    shared.check_invariants()
-    stats = shared.stats()
-    assert stats.num_running == stats.num_waiting == stats.protected_tokens == 0
+def engine(cold_engine: Any) -> Any:
+    """The engine that the examples lease."""
+    return cold_engine
 
 
 @pytest.fixture

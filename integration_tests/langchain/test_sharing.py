@@ -6,7 +6,6 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from langchain_core.prompts import ChatPromptTemplate, FewShotChatMessagePromptT
 from langchain_core.runnables import Runnable, RunnablePassthrough
 
 from sgl_core.backend import Handle
-from sgl_core.config import EngineConfig
-from sgl_core.runtime.registry import acquire
+from sgl_core.runtime.engine import Engine
+from sgl_core.runtime.model_loader import LoadedModel
 from sgl_core.testing.optimum import LoggedRequest, optimal_prefill_tokens
 from sgl_core.types import GenRequest, GenResult
 from sgl_langchain import ChatSgl, compile_runnable
@@ -85,13 +84,17 @@ class CacheReads(BaseCallbackHandler):
         self.total += usage["input_token_details"]["cache_read"]
 
 
+@pytest.fixture(scope="module")
+def engine(one_layer_model: LoadedModel) -> Iterator[Engine]:
+    with Engine(loaded=one_layer_model, cache_tokens=16_384, device="cpu", dtype="float32") as engine:
+        yield engine
+
+
 @pytest.fixture
-def recorder(embedded_folder: Path) -> Iterator[Recorder]:
-    del embedded_folder  # converted before anybody waits for it
-    with acquire(EngineConfig()) as lease:
-        lease.engine.flush_cache()
-        lease.engine.reset_stats()
-        yield Recorder(lease.engine)
+def recorder(engine: Engine) -> Recorder:
+    engine.flush_cache()
+    engine.reset_stats()
+    return Recorder(engine)
 
 
 def few_shot(chat: ChatSgl, build: Callable[[Any], Any], config: Any) -> None:

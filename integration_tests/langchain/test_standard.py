@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,16 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-from sgl_core.config import EngineConfig, Environment
+from sgl_core.config import Environment
 from sgl_core.runtime.model_source import resolve_model
-from sgl_core.runtime.registry import acquire
 from sgl_langchain import ChatSgl
 
 LONG_TEXT = "The tide rises and falls twice a day because the moon pulls the sea. " * 6
 
 
 @pytest.fixture(scope="module", autouse=True)
-def engine_of_the_suite() -> Iterator[None]:
+def engine_of_the_suite(default_engine: Any) -> None:
     """The suite makes a model object for each test; they all lease this engine, so its weights are loaded once."""
-    with acquire(EngineConfig()):
-        yield
 
 
 @pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")  # the suite calls as_tool
@@ -34,7 +30,7 @@ class TestChatSgl(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"temperature": 0, "max_tokens": 64}
+        return {"temperature": 0, "max_tokens": 32}
 
     @property
     def has_tool_choice(self) -> bool:

@@ -1,7 +1,7 @@
 """The adapter on two versions of langchain-core: the installed one, which runs every other test, and a newer one beside it.
 
 ``make`` puts the newer one into a folder of its own inside the environment. A process that finds it first runs this room's
-tests again, among them those of what only the newer version has.
+tests again, among them those of what only the newer version has; all of them, and the equivalence matrix, in the soak.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 NEWER_CORE = Path(sys.prefix) / "langchain-core-1.8"
 HERE = "integration_tests/langchain"
 EQUIVALENCE = "tests/langchain/equivalence"
-TESTS = ("tests/langchain", f"--ignore={EQUIVALENCE}", f"{HERE}/test_standard_unit.py", f"{HERE}/test_decisions.py")
+STANDARD = (f"{HERE}/test_standard_unit.py", f"{HERE}/test_decisions.py")
+ROOM = ("tests/langchain", f"--ignore={EQUIVALENCE}")
+NOT_OF_A_VERSION = tuple(
+    f"--ignore=tests/langchain/{file}" for file in ("test_surface.py", "test_scope.py", "translate/test_prefixes.py")
+)
+"""They start interpreters of their own, use nothing of LangChain, or try many random texts; the soak runs them, too."""
 HANG_S = 800
 
 needs_newer_core = pytest.mark.skipif(
@@ -51,16 +56,17 @@ def test_the_newer_version_is_the_one_that_is_found_first():
 
 
 @needs_newer_core
-def test_everything_about_langchain_passes_on_the_newer_version():
-    report = run_tests_on_newer_core(*TESTS)
+def test_what_a_version_may_change_passes_on_the_newer_one():
+    report = run_tests_on_newer_core(*STANDARD, *ROOM, *NOT_OF_A_VERSION)
     skipped = [line for line in report.splitlines() if line.startswith("SKIPPED")]
     assert [line for line in skipped if "decisions" in line] == []
 
 
 @needs_newer_core
 @pytest.mark.soak
-def test_compiled_runnables_do_as_plain_ones_on_the_newer_version():
-    assert " passed" in run_tests_on_newer_core(EQUIVALENCE)
+@pytest.mark.parametrize("tests", [ROOM, (EQUIVALENCE,)], ids=["the whole room", "compiled runnables do as plain ones"])
+def test_everything_passes_on_the_newer_version(tests):
+    assert " passed" in run_tests_on_newer_core(*tests)
 
 
 def test_on_an_older_version_decisions_are_an_error_with_both_versions_and_the_cure(monkeypatch):

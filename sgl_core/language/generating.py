@@ -13,7 +13,7 @@ from sgl_core.backend import Handle
 from sgl_core.errors import RequestAborted
 from sgl_core.language.choices import ChoiceScores, decide
 from sgl_core.language.healing import GenPrompt, continued, prompt_of
-from sgl_core.language.ir import Gen, Select
+from sgl_core.language.ir import AdaptiveGen, Gen, Select
 from sgl_core.language.meta import gen_meta, select_meta
 from sgl_core.language.position import Position
 from sgl_core.language.reasoning import continued_answer, split_reasoning
@@ -70,7 +70,9 @@ class GenTask:
     def start(self, hints: Hints) -> Pending:
         """Submit the request; the variable's listeners hear of its text as it comes."""
         prompt = self._prompt()
-        handle = self.run.backend.submit(generation_request(self.run, self.position, prompt, self.params, hints))
+        max_len = self.node.max_len if isinstance(self.node, AdaptiveGen) else None
+        request = generation_request(self.run, self.position, prompt, self.params, hints, max_len=max_len)
+        handle = self.run.backend.submit(request)
         if self.node.reasoning is None:
             self.future.start(handle)
         return _PendingGen(self, prompt, handle)

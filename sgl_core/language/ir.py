@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sgl_core.errors import InvalidArgumentError
 
 __all__ = [
+    "AdaptiveGen",
     "Argument",
     "ArgumentValue",
     "CommutativeMark",
@@ -116,6 +117,21 @@ class Gen(Expr):
     dtype: type = str
     heal: Heal = "space"
     reasoning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveGen(Gen):
+    """A generation that depends on what stands before it in its stream; for adapters, which know a whole reply beforehand.
+
+    Args:
+        max_len: tokens of the stream, prompt included, at which it ends at the latest. So several generations, and the text
+            between them, share one budget.
+        by: an earlier variable of the stream. ``cases``: further options, by the text of that variable.
+    """
+
+    max_len: int | None = None
+    by: str | None = None
+    cases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,15 @@ __all__ = ["PlannedSelect", "generation_request", "refuse_image", "score_request
 
 
 def generation_request(
-    run: ProgramRun, position: Position, prompt: GenPrompt, params: SamplingParams, hints: Hints
+    run: ProgramRun,
+    position: Position,
+    prompt: GenPrompt,
+    params: SamplingParams,
+    hints: Hints,
+    *,
+    max_len: int | None = None,
 ) -> GenRequest:
-    """Continue ``prompt``, which is what ``position`` says.
+    """Continue ``prompt``, which is what ``position`` says, to at most ``max_len`` tokens, prompt included.
 
     Raises:
         ProgramError: there is nothing to continue.
@@ -32,9 +38,10 @@ def generation_request(
     ids = _prompt_ids(run, prompt.ids)
     return GenRequest(
         input_ids=ids,
-        params=_budgeted(params, run.backend, len(ids) + len(prompt.heal.encode())),  # a token of it is at least a byte
+        params=_budgeted(params, run.backend, len(ids) + len(prompt.heal.encode()), max_len),  # a token has at least a byte
         segments=_segments(run, position),
         namespace=run.namespace,
+        timeout_s=run.remaining_s(),
         hints=hints,
         heal=prompt.heal,
     )
@@ -97,8 +104,14 @@ def refuse_image(backend: Backend) -> None:
         )
 
 
-def _budgeted(params: SamplingParams, backend: Backend, prompt_tokens: int) -> SamplingParams:
-    """The parameters with the budget that ``to_context`` stands for; a prompt that leaves no room is the backend's to refuse."""
+def _budgeted(params: SamplingParams, backend: Backend, prompt_tokens: int, max_len: int | None) -> SamplingParams:
+    """The parameters with the budget that ``to_context`` or ``max_len`` stand for.
+
+    A prompt that leaves no room in the context is the backend's to refuse. ``max_len`` always leaves room for one token.
+    """
+    if max_len is not None:
+        room = max(1, max_len - prompt_tokens)
+        return replace(params, max_new_tokens=room if params.max_new_tokens is None else min(params.max_new_tokens, room))
     if params.max_new_tokens != to_context:
         return params
     if not backend.capabilities.token_ids:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from sgl_core.ids import new_id
 from sgl_core.language.dispatcher import post
 from sgl_core.language.joining import when_all
 from sgl_core.language.places import warn_user
+from sgl_core.language.position import Position
 from sgl_core.language.sampling import OPTION_NAMES, combined_params
 from sgl_core.language.stream import StreamExecutor
 from sgl_core.language.textonly import TextOnlyCodec
@@ -60,6 +62,8 @@ class ProgramRun:
         seed: the program's seed; None draws one.
         namespace: prefixes are shared within a namespace only.
         defaults: sampling options for every gen that does not set them, by ``SamplingParams`` names.
+        start: where the root stream begins; None is an empty stream.
+        timeout_s: seconds from now after which its generations end with DeadlineExceeded.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class ProgramRun:
         seed: int | None = None,
         namespace: str | None = None,
         defaults: Mapping[str, Any],
+        start: Position | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """Open the root stream."""
         if seed is not None:
@@ -85,6 +91,7 @@ class ProgramRun:
         self.body_error: BaseException | None = None
         self.cancelled: RequestAborted | None = None
         self._defaults = defaults
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._lock = threading.Lock()
         self._announced = threading.Condition(self._lock)
         self._num_waiting = 0
@@ -93,7 +100,7 @@ class ProgramRun:
         self._cut: str | None = None
         self._stop: tuple[int, BaseException] | None = None
         self.root = StreamExecutor(self, ())
-        self.root.begin()
+        self.root.begin(Position() if start is None else start)
 
     # ---- for its streams ---------------------------------------------------------------------------------------------
     def register(self, stream: StreamExecutor) -> None:
@@ -105,6 +112,10 @@ class ProgramRun:
         """The sampling parameters of the ``index``-th generation of the stream at ``path``."""
         # The length keeps paths apart: generation 2 of stream (1,) is not generation 1 of stream (1, 2).
         return combined_params(self._defaults, options, derived_seed(self.seed, len(path), *path, index))
+
+    def remaining_s(self) -> float | None:
+        """Seconds that are left to it, at least a little, so that it is the backend that says they are over; None is any time."""
+        return None if self._deadline is None else max(1e-3, self._deadline - time.monotonic())
 
     def is_greedy(self, options: Mapping[str, Any]) -> bool:
         """Whether a gen with these options is greedy in this run."""

@@ -12,10 +12,10 @@ graph (``submit_traced``); what happens to a node is the same.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sgl_core.backend import Handle
 from sgl_core.errors import ProgramError
@@ -23,6 +23,7 @@ from sgl_core.language.dispatcher import post
 from sgl_core.language.generating import GenTask, Pending, start_select
 from sgl_core.language.graph import GraphNode, Join
 from sgl_core.language.ir import (
+    AdaptiveGen,
     CommutativeMark,
     ConstantText,
     Expr,
@@ -501,7 +502,7 @@ class StreamExecutor:
         return handle
 
     def _generate(self, step: _Step, node: Gen, future: VariableFuture) -> bool:
-        params = self.run.params_for(node.options, self.path, step.index)
+        params = self.run.params_for(self._options_of(node), self.path, step.index)
         task = GenTask(self.run, self._position, node, params, future, step.reasoning)
         twin = None if step.awaits is None else step.awaits.generation
         if twin is not None and params.temperature == 0:
@@ -509,6 +510,17 @@ class StreamExecutor:
             return False
         self._await(step, task.start(self._hints(step)))
         return True
+
+    def _options_of(self, node: Gen) -> Mapping[str, Any]:
+        """The options of a generation, with those that an earlier variable decides."""
+        if not isinstance(node, AdaptiveGen) or node.by is None:
+            return node.options
+        decided = self._variables.find(node.by)
+        if decided is None or not decided.done() or decided.text not in node.cases:
+            raise ProgramError(
+                f"variable {node.by!r} decides nothing for {node.name!r}: it has no value, or one without options"
+            )
+        return {**node.options, **node.cases[decided.text]}
 
     def _hints(self, step: _Step) -> Hints:
         siblings, self._siblings = self._siblings, 0  # the first request of a fork announces the others

@@ -370,6 +370,10 @@ class Engine:
     def _unpin(self, number: int) -> bool:
         return self._loop.call(lambda machine: machine.scheduler.unpin(number, time.monotonic()))
 
+    def fewest_tokens(self, params: SamplingParams) -> int:
+        """Tokens of the shortest output known that meets a constraint; see ``Backend.fewest_tokens``."""
+        return self._intake.fewest_tokens(params)
+
     def new_seed(self) -> int:
         """A fresh seed: from OS entropy, or the next of ``Engine(seed=k)``'s sequence."""
         return self._intake.seeds.draw()

@@ -123,6 +123,11 @@ class Intake:
             completions[0][0].followers = [queued for queued, _ in completions[1:]]
         return completions
 
+    def fewest_tokens(self, params: SamplingParams) -> int:
+        """Tokens of the shortest output that the constraint allows; 0 without one."""
+        compiled = self._grammars.compile(params)
+        return 0 if compiled is None else compiled.least
+
     @property
     def verify_tolerance(self) -> float:
         """How close two candidates must be for either to be right, as a difference of logits."""

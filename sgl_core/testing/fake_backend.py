@@ -128,6 +128,12 @@ class FakeBackend:
         handle.finish(PrefetchResult(Usage(len(request.input_ids), 0, 0)))
         return handle
 
+    def fewest_tokens(self, params: SamplingParams) -> int:
+        """Of choices the shortest one's; of other constraints, which nobody compiles here, one token."""
+        if params.choices is not None:
+            return min(len(self._codec.encode(choice)) for choice in params.choices)
+        return int(any(getattr(params, name) is not None for name in _CONSTRAINTS))
+
     def new_seed(self) -> int:
         """From OS entropy."""
         return secrets.randbits(63)

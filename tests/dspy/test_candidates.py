@@ -41,9 +41,16 @@ def test_all_candidates_of_an_awaited_call_are_under_way_together():
 
 
 def test_candidates_have_one_prompt_and_say_how_many_follow(backend):
-    SglLM(backend=backend)("Hello", n=3)
+    SglLM(backend=backend)("Hello", n=3, temperature=1.0)
     assert len({request.input_ids for request in backend.requests}) == 1
     assert [request.hints.siblings for request in backend.requests] == [2, 1, 0]
+
+
+def test_greedy_candidates_are_computed_once(backend):
+    texts = SglLM(backend=backend)("Hello", n=3)
+    assert len(texts) == 3
+    assert len(set(texts)) == 1
+    assert len(backend.requests) == 1
 
 
 def test_candidates_differ_and_come_in_order(backend):
@@ -154,7 +161,7 @@ class Held(FakeBackend):
 def test_a_call_that_fails_aborts_its_other_candidates():
     fake = Held()
     with pytest.raises(dspy.LMServerError):
-        SglLM(backend=fake)("Hello", n=3)
+        SglLM(backend=fake, temperature=1.0)("Hello", n=3)
     assert fake.reasons() == ["abort", "abort"]
     fake.go_on.set()
 
@@ -166,7 +173,7 @@ def test_an_awaited_call_that_is_cancelled_aborts_its_candidates():
     fake.submit = lambda request: handles.append(submit(request)) or handles[-1]
 
     async def start_and_cancel():
-        task = asyncio.ensure_future(SglLM(backend=fake).acall("Hello", n=3))
+        task = asyncio.ensure_future(SglLM(backend=fake, temperature=1.0).acall("Hello", n=3))
         while len(handles) < 3:
             await asyncio.sleep(0.001)
         task.cancel()

@@ -7,6 +7,7 @@ import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
+from types import SimpleNamespace
 
 import dspy
 import pytest
@@ -14,9 +15,11 @@ from dspy import lm15
 
 from sgl_core import errors
 from sgl_core.errors import InvalidArgumentError, UnknownOptionError
+from sgl_core.handle import RequestHandle
 from sgl_core.testing import FakeBackend
-from sgl_core.types import FinishReason
+from sgl_core.types import FinishReason, ScoreResult, Usage
 from sgl_dspy import SglAsyncEngine, SglEngine
+from sgl_dspy.reply_program import Forced, FreeText, ReplyProgram
 
 WAIT_S = 60.0
 
@@ -53,14 +56,14 @@ def test_a_budget_that_is_reached_says_length(backend, ask):
     assert SglEngine(backend).complete(ask(max_tokens=3)).finish_reason == "length"
 
 
-def test_an_output_that_the_budget_closed_as_its_grammar_demands_has_stopped(ask):
+def test_an_output_that_the_budget_closed_as_its_grammar_demands_says_length(ask):
     class Closing(FakeBackend):
         def _result(self, *args):
             return dataclasses.replace(super()._result(*args), finish_reason=FinishReason.GRAMMAR)
 
     with Closing() as backend:
-        assert SglEngine(backend).complete(ask()).finish_reason == "stop"
-        assert list(SglEngine(backend).stream(ask()))[-1].finish_reason == "stop"
+        assert SglEngine(backend).complete(ask()).finish_reason == "length"
+        assert list(SglEngine(backend).stream(ask()))[-1].finish_reason == "length"
 
 
 def test_an_empty_reply_is_an_empty_text(ask):
@@ -95,7 +98,7 @@ def test_the_async_engine_runs_requests_side_by_side(ask):
     engine = SglAsyncEngine(FakeBackend(reply=reply))
 
     async def four():
-        return await asyncio.gather(*(engine.complete(ask()) for _ in range(4)))
+        return await asyncio.gather(*(engine.complete(ask(f"{i}")) for i in range(4)))
 
     assert [response.text for response in asyncio.run(four())] == ["met"] * 4
 
@@ -182,6 +185,170 @@ def test_a_stream_that_is_never_read_asks_nothing(backend, ask):
     assert backend.requests == []
 
 
+# ---- tools, scores, probabilities ------------------------------------------------------------------------------------
+ADD = lm15.FunctionTool("add", "Adds.", {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]})
+TOOL_CALL = '{"name": "add", "arguments": {"x": 1}}'
+
+
+class Deciding(FakeBackend):
+    """Would rather call, or rather not."""
+
+    def __init__(self, *, calls):
+        super().__init__(reply=lambda ids, params: "Plain." if params.json_schema is None else TOOL_CALL)
+        self._first = -0.1 if calls else -90.0
+
+    def score(self, request):
+        handle = RequestHandle()
+        self.scores.append(request)
+        rows = [(self._first,), *((-50.0,) for _ in request.continuations[1:])]
+        handle.finish(ScoreResult(tuple(rows), Usage(len(request.input_ids), 0, 0)))
+        return handle
+
+
+def asked_with_tools(**choice):
+    config = lm15.Config(tool_choice=lm15.ToolChoice(**choice) if choice else None)
+    return lm15.Request("sgl/x", (lm15.Message.user("Add."),), tools=(ADD,), config=config)
+
+
+@pytest.mark.parametrize(("calls", "reason"), [(True, "tool_call"), (False, "stop")])
+def test_a_free_choice_is_settled_by_one_score_on_every_road(calls, reason):
+    request = asked_with_tools()
+    with Deciding(calls=calls) as fake:
+        responses = [SglEngine(fake).complete(request), asyncio.run(SglAsyncEngine(fake).complete(request))]
+        streams = [list(SglEngine(fake).stream(request)), asyncio.run(collect(SglAsyncEngine(fake).stream(request)))]
+    assert [response.finish_reason for response in responses] == [reason] * 2
+    assert [events[-1].finish_reason for events in streams] == [reason] * 2
+    assert len(fake.scores) == 4
+
+
+def test_a_demanded_call_is_not_scored():
+    with Deciding(calls=False) as fake:
+        (call,) = SglEngine(fake).complete(asked_with_tools(mode="required")).tool_calls
+    assert (call.name, call.input, fake.scores) == ("add", {"x": 1}, [])
+
+
+def test_an_awaited_decision_leaves_the_loop_free():
+    class Slow(Deciding):
+        def score(self, request):
+            settled, handle = super().score(request), RequestHandle()
+            waiting.append(lambda: handle.finish(settled.result(0)))
+            return handle
+
+    waiting = []
+
+    async def decide_while_the_loop_runs():
+        task = asyncio.ensure_future(SglAsyncEngine(fake).complete(asked_with_tools()))
+        while not waiting:
+            await asyncio.sleep(0)
+        waiting.pop()()
+        return await task
+
+    with Slow(calls=True) as fake:
+        response = asyncio.run(asyncio.wait_for(decide_while_the_loop_runs(), WAIT_S))
+    assert response.finish_reason == "tool_call"
+
+
+def test_log_probabilities_are_those_of_the_tokens_of_the_reply(ask):
+    engine = SglEngine(FakeBackend(reply=lambda ids, params: "Yes."))
+    response = engine.complete(ask(logprobs=2))
+    assert "".join(token.token for token in response.logprobs) == "Yes."
+    assert {len(token.top) for token in response.logprobs} == {2}
+    assert engine.complete(ask()).logprobs is None
+    deltas = [event.delta for event in engine.stream(ask(logprobs=2)) if event.type == "delta"]
+    assert tuple(token for delta in deltas for token in delta.logprobs) == response.logprobs
+
+
+def test_forced_replies_have_log_probabilities_on_every_road(ask):
+    program = ReplyProgram((Forced("A: "), FreeText("a"))).to_json()
+    request = ask(logprobs=0, max_tokens=60, extensions={"metadata": {"sgl_program": program}})
+    fake = FakeBackend(reply=lambda ids, params: "yes")
+    one, other = SglEngine(fake).complete(request), asyncio.run(SglAsyncEngine(fake).complete(request))
+    assert one.logprobs == other.logprobs
+    assert "".join(token.token for token in one.logprobs) == "A: yes"
+
+
+JUDGED = lm15.judgments(
+    team=lm15.choice("Who?", ["billing", "bug"]), urgent=lm15.yes_no("Now?"), anger=lm15.score("How angry?", ["calm", "cross"])
+)
+
+
+def test_probabilities_are_scored_and_nothing_is_generated(backend, ask):
+    request = ask(probabilities="required", response_format=JUDGED)
+    one, other = SglEngine(backend).complete(request), asyncio.run(SglAsyncEngine(backend).complete(request))
+    assert one.probabilities == other.probabilities
+    assert one.method == "candidate_sequence_likelihood"
+    assert {name: list(shares) for name, shares in one.probabilities.items()} == {
+        "team": ["billing", "bug"],
+        "urgent": ["true", "false"],
+        "anger": ["0", "1"],
+    }
+    assert [sum(shares.values()) for shares in one.probabilities.values()] == pytest.approx([1.0] * 3)
+    likeliest = {name: max(shares, key=shares.get) for name, shares in one.probabilities.items()}
+    assert one.data["team"] == likeliest["team"]
+    assert (one.data["urgent"], one.data["anger"]) == (likeliest["urgent"] == "true", int(likeliest["anger"]))
+    assert backend.requests == []
+
+
+def test_no_declared_answer_begins_another(backend, ask):
+    judged = lm15.judgments(word=lm15.choice("Which?", ["a", "ab"]), size=lm15.score("How?", [str(i) for i in range(10)]))
+    SglEngine(backend).complete(ask(probabilities="if_available", response_format=judged))
+    for request in backend.scores:
+        texts = [backend.codec.decode(span) for span in request.continuations]
+        assert not any(one != other and one.startswith(other) for one in texts for other in texts)
+
+
+def test_probabilities_that_cannot_be_had_are_refused_or_noted(ask):
+    open_schema = {"type": "json_schema", "schema": {"type": "object", "properties": {"name": {"type": "string"}}}}
+    engine = SglEngine(FakeBackend(reply=lambda ids, params: '{"name": "x"}'))
+    with pytest.raises(lm15.UnsupportedFeatureError, match="probabilities"):
+        engine.complete(ask(probabilities="required", response_format=open_schema))
+    with pytest.raises(lm15.UnsupportedFeatureError, match="stream"):
+        list(engine.stream(ask(probabilities="required", response_format=JUDGED)))
+    (note,) = engine.complete(ask(probabilities="if_available", response_format=open_schema)).adaptations
+    assert (note.field, note.action) == ("config.probabilities", "dropped")
+
+
+# ---- kept prefixes ---------------------------------------------------------------------------------------------------
+class Pinning(FakeBackend):
+    """Pins, or has no room."""
+
+    has_room = True
+    capabilities = dataclasses.replace(FakeBackend.capabilities, cached_tokens=True)
+
+    def __init__(self):
+        super().__init__()
+        self.pins = []
+
+    def pin(self, prompt, *, namespace=None):
+        if not self.has_room:
+            raise errors.PoolExhaustedError("no room")
+        self.pins.append((prompt, namespace))
+        return SimpleNamespace(cached_tokens=0, unpin=lambda: self.pins.remove((prompt, namespace)))
+
+
+def kept_long(ask):
+    return ask(system="Be brief.", cache=lm15.CacheConfig(retention="long", key="mine"))
+
+
+def test_long_retention_pins_once_and_closing_unpins(ask):
+    fake = Pinning()
+    engine = SglEngine(fake)
+    engine.complete(kept_long(ask))
+    asyncio.run(SglAsyncEngine(engine).complete(kept_long(ask)))
+    ((prefix, namespace),) = fake.pins
+    assert namespace == "mine"
+    assert all(request.input_ids[: len(prefix)] == prefix for request in fake.requests)
+    engine.close()
+    assert fake.pins == []
+
+
+def test_a_pin_that_finds_no_room_is_noted_in_the_answer(ask):
+    fake = Pinning()
+    fake.has_room = False
+    (note,) = SglEngine(fake).complete(kept_long(ask)).adaptations
+    assert (note.field, note.action, note.asked) == ("config.cache.retention", "dropped", "long")
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("ours", "theirs"),
@@ -203,7 +370,13 @@ def test_our_errors_become_lm15_errors_with_ours_as_the_cause(ask, ours, theirs)
         engine.complete(ask())
     assert type(raised.value) is theirs
     assert raised.value.__cause__ is ours
-    assert str(ours) in raised.value.message
+    assert str(ours).partition(".")[0] in raised.value.message
+
+
+def test_errors_name_options_as_users_of_dspy_type_them(ask):
+    ours = errors.GrammarError("json_schema", "it does not fit", "Raise max_new_tokens.")
+    with pytest.raises(lm15.InvalidRequestError, match=r"Raise max_tokens\."):
+        SglEngine(FakeBackend(fail=lambda request: ours)).complete(ask())
 
 
 @pytest.mark.parametrize("other", [errors.MissingExtraError("runtime", "torch"), errors.NumericsError("NaN"), OSError("disk")])
@@ -244,8 +417,8 @@ def test_a_prompt_that_does_not_fit_is_dspys_context_window_error(backend):
 
 def test_a_feature_that_we_lack_is_dspys_unsupported_feature(backend):
     lm = dspy.LM("sgl/x", engine=SglEngine(backend), cache=False)
-    with pytest.raises(dspy.LMUnsupportedFeatureError, match="response_format"):
-        lm("Hello", response_format={"type": "json_object"})
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match="prediction"):
+        lm("Hello", prediction={"type": "content", "content": "Hi"})
 
 
 # ---- what a handle is ------------------------------------------------------------------------------------------------
@@ -363,6 +536,6 @@ def test_what_is_no_backend_is_refused():
 def test_capabilities_are_what_this_version_has(backend):
     engine = SglEngine(backend)
     claims = (engine.supports_function_calling, engine.supports_reasoning, engine.supports_response_schema)
-    assert claims == (False, False, False)
-    assert {"temperature", "max_tokens", "stop"} <= engine.supported_params
-    assert engine.supported_params.isdisjoint({"response_format", "tools", "logprobs"})
+    assert claims == (True, False, True)
+    honoured = {"temperature", "max_tokens", "stop", "response_format", "tools", "tool_choice", "logprobs", "top_logprobs"}
+    assert honoured <= engine.supported_params

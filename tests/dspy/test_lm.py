@@ -8,15 +8,15 @@ from multiprocessing.reduction import ForkingPickler
 
 import dspy
 import pytest
+from dspy import lm15
 
 from sgl_core.errors import InvalidArgumentError, ModelNotFoundError
 from sgl_core.testing import FakeBackend
 from sgl_dspy import SglAsyncEngine, SglEngine, SglLM
 from sgl_dspy.lower import SUPPORTED_PARAMS
+from sgl_dspy.options import OWN_OPTIONS
 
-OPTIONS = sorted(
-    SUPPORTED_PARAMS | {"n", "rollout_id", "tools", "tool_choice", "logprobs", "response_format", "reasoning_effort"}
-)
+OPTIONS = sorted(SUPPORTED_PARAMS | {"n", "rollout_id", "reasoning_effort", "metadata"})
 
 
 def test_its_defaults_are_explicit(backend):
@@ -97,6 +97,123 @@ def test_a_borrowed_backend_may_be_given_as_engine_too(backend):
     assert SglLM(engine=backend).engine.backend is backend
 
 
+def test_launch_and_kill_are_what_its_provider_says(backend):
+    class Recording(dspy.clients.provider.Provider):
+        @staticmethod
+        def launch(lm, launch_kwargs=None):
+            asked.append(("launch", lm, launch_kwargs))
+
+        @staticmethod
+        def kill(lm, launch_kwargs=None):
+            asked.append(("kill", lm, launch_kwargs))
+
+    asked = []
+
+    lm = SglLM(backend=backend, provider=Recording())
+    lm.launch({"port": 1})
+    lm.kill()
+    assert asked == [("launch", lm, {"port": 1}), ("kill", lm, None)]
+
+
+def test_it_trains_nothing_and_says_so(backend):
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match="fine-tuning"):
+        SglLM(backend=backend).finetune([], None)
+
+
+# ---- options that DSPy does not know -------------------------------------------------------------------------------
+def test_our_options_reach_the_sampler_from_a_call_and_from_the_defaults():
+    fake = FakeBackend(reply=lambda ids, params: "red")
+    lm = SglLM(backend=fake, cache=False, min_p=0.25, namespace="mine")
+    lm("Colour?", choices=("red", "blue"), timeout_s=30)
+    asyncio.run(lm.acall("Colour?", choices=["red"], metadata={"run": "7"}))
+    first, second = fake.requests
+    assert (first.params.choices, first.params.min_p, first.namespace, first.timeout_s) == (("red", "blue"), 0.25, "mine", 30)
+    assert (second.params.choices, second.params.min_p, second.namespace, second.timeout_s) == (("red",), 0.25, "mine", None)
+
+
+def test_our_options_pass_through_a_module():
+    fake = FakeBackend(reply=lambda ids, params: "[[ ## answer ## ]]\nred\n\n[[ ## completed ## ]]")
+    with dspy.context(lm=SglLM(backend=fake)):
+        dspy.Predict("question -> answer", min_p=0.5)(question="Colour?")
+    assert fake.requests[0].params.min_p == 0.5
+
+
+def test_our_options_are_in_the_key_of_the_answer_cache(backend):
+    lm = SglLM(backend=backend)
+    for min_p in (0.1, 0.2, 0.1):
+        lm("Hello", min_p=min_p)
+    assert [request.params.min_p for request in backend.requests] == [0.1, 0.2]
+
+
+def test_a_value_of_ours_out_of_range_is_an_invalid_request(backend):
+    with pytest.raises(dspy.LMInvalidRequestError, match="min_p"):
+        SglLM(backend=backend)("Hello", min_p=2)
+
+
+def test_a_typed_request_takes_no_options_beside_it(backend, ask):
+    lm = SglLM(backend=backend)
+    with pytest.raises(TypeError, match="min_p"):
+        lm(ask(model=lm.model), min_p=0.5)
+
+
+@pytest.mark.parametrize("name", sorted(OWN_OPTIONS))
+def test_a_copy_takes_an_option_of_ours_and_leaves_the_original(backend, name):
+    lm = SglLM(backend=backend, metadata={"run": 1})
+    assert lm.copy(**{name: 3}).kwargs["metadata"] == {"run": 1, "sgl_options": {name: 3}}
+    assert lm.kwargs["metadata"] == {"run": 1}
+
+
+# ---- questions to the engine -----------------------------------------------------------------------------------------
+def test_scores_are_sums_over_the_tokens_of_each_text(backend):
+    one, two = SglLM(backend=backend).score("Colour?", ["red", "blue"])
+    assert [len(span) for span in backend.scores[0].continuations] == [3, 4]
+    assert one != two
+    for bad in ([], ["red", ""], "red"):
+        with pytest.raises(dspy.LMInvalidRequestError, match="continuations"):
+            SglLM(backend=backend).score("Colour?", bad)
+
+
+def test_a_prompt_is_shown_as_the_model_reads_it(backend):
+    lm = SglLM(backend=backend)
+    assert lm.inspect_prompt("Grüße") == "<|begin|><|user|>Grüße<|end_user|>\n<|assistant|>"
+    lm("Grüße")
+    assert lm.inspect_prompt("Grüße").encode() == b"".join(
+        lm.engine.backend.codec.spell(one).encode() if one > 255 else bytes([one]) for one in backend.requests[0].input_ids
+    )
+    typed = lm15.Request(lm.model, (lm15.Message.user("Grüße"),))
+    assert lm.inspect_prompt(typed) == lm.inspect_prompt("Grüße")
+    for both in ({}, {"prompt": "a", "messages": []}, {"prompt": typed, "tools": []}):
+        with pytest.raises(InvalidArgumentError, match="prompt"):
+            lm.inspect_prompt(**both)
+
+
+def test_what_is_prefetched_is_what_prompts_begin_with(backend):
+    lm = SglLM(backend=backend)
+    shared = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+    resource = lm.prefetch(messages=shared, key="mine")
+    messages = (lm15.Message.user("a"), lm15.Message.assistant("b"), lm15.Message.user("c"))
+    config = lm15.Config(cache=lm15.CacheConfig(resource=resource))
+    lm(lm15.Request(lm.model, messages, system="Be brief.", config=config))
+    (prefetched,), (request,) = backend.prefetches, backend.requests
+    assert request.input_ids[: len(prefetched.input_ids)] == prefetched.input_ids
+    assert len(request.input_ids) - len(prefetched.input_ids) < 8
+    assert prefetched.namespace == request.namespace == "mine"
+    with pytest.raises(dspy.LMInvalidRequestError, match="resource"):
+        lm("Something else", prompt_cache=lm15.CacheConfig(resource=resource))
+
+
+def test_stats_load_nothing_and_are_those_of_all_copies(engines, model_folder):
+    lm = SglLM(str(model_folder))
+    assert lm.stats() == {"label": lm.model, "is_loaded": False, "kept_prefixes": 0, "engine": None}
+    assert engines == []
+    lm.copy().prefetch("Hello")
+    assert (lm.stats()["is_loaded"], lm.stats()["kept_prefixes"]) == (True, 1)
+
+
 # ---- what it refuses -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("setting", ["api_key", "api_base", "base_url", "timeout", "headers"])
 def test_client_settings_are_refused_everywhere(backend, setting):
@@ -133,7 +250,7 @@ def test_only_chat_is_a_model_type(backend):
         SglLM(backend=backend, model_type="responses")
 
 
-@pytest.mark.parametrize("name", ["regex", "min_p", "ignore_eos", "extra_body"])
+@pytest.mark.parametrize("name", ["regexp", "extra_body", "best_of"])
 def test_an_option_that_dspy_does_not_know_is_refused_by_name(backend, name):
     with pytest.raises(dspy.LMUnsupportedFeatureError, match=name):
         SglLM(backend=backend)("Hello", **{name: "x"})
@@ -141,7 +258,7 @@ def test_an_option_that_dspy_does_not_know_is_refused_by_name(backend, name):
 
 # ---- copies ----------------------------------------------------------------------------------------------------------
 def test_no_attribute_is_called_like_an_option(backend):
-    assert [name for name in OPTIONS if hasattr(SglLM(backend=backend), name)] == []
+    assert [name for name in (*OPTIONS, *OWN_OPTIONS) if hasattr(SglLM(backend=backend), name)] == []
 
 
 @pytest.mark.parametrize("name", OPTIONS)

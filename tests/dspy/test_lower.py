@@ -1,31 +1,27 @@
-"""Requests to ids and parameters; what is refused, and by which name."""
+"""Configurations to sampling parameters; what is refused, and by which name."""
+
+import json
 
 import pytest
 from dspy import lm15
 
-from sgl_core.chat.conversation import Message, render
-from sgl_core.errors import ContextLengthError, InvalidArgumentError
-from sgl_core.testing import FakeBackend
+from sgl_core.errors import ContextLengthError, InvalidArgumentError, UnknownOptionError
 from sgl_core.types import SamplingParams
-from sgl_dspy.lower import SUPPORTED_PARAMS, gen_request
+from sgl_dspy.lower import lowered, room_behind
+from sgl_dspy.reply_program import Forced, FreeText, ReplyProgram
 
-TOOL = lm15.FunctionTool("add", "Adds.", {"type": "object", "properties": {}})
-
-
-def test_system_and_developer_messages_are_system_turns(backend, ask):
-    messages = (lm15.Message.user("a"), lm15.Message.developer("b"), lm15.Message.assistant("c"), lm15.Message.user("d"))
-    request = lm15.Request("sgl/x", messages, system="s")
-    turns = [("system", "s"), ("user", "a"), ("system", "b"), ("assistant", "c"), ("user", "d")]
-    assert gen_request(request, backend).input_ids == render(backend.codec, [Message(*turn) for turn in turns]).ids
+PROGRAM = ReplyProgram((Forced("A: "), FreeText("a"))).to_json()
 
 
-def test_text_parts_are_joined(backend):
-    request = lm15.Request("sgl/x", (lm15.Message.user(["one ", "two"]),), system=("a", "b"))
-    turns = [("system", "ab"), ("user", "one two")]
-    assert gen_request(request, backend).input_ids == render(backend.codec, [Message(*turn) for turn in turns]).ids
+def noted(**notes):
+    return {"extensions": {"metadata": notes}}
 
 
-def test_every_option_reaches_the_sampler(backend, ask):
+def params(request):
+    return lowered(request).params(room=50)
+
+
+def test_every_option_reaches_the_sampler(ask):
     request = ask(
         temperature=0.5,
         max_tokens=7,
@@ -35,116 +31,184 @@ def test_every_option_reaches_the_sampler(backend, ask):
         seed=3,
         frequency_penalty=0.5,
         presence_penalty=-0.5,
+        logprobs=2,
         extensions={"logit_bias": {"65": 2, "66": -1.5}},
     )
-    assert gen_request(request, backend).params == SamplingParams(
+    assert params(request) == SamplingParams(
         temperature=0.5,
         max_new_tokens=7,
+        min_new_tokens=1,
         top_p=0.9,
         top_k=5,
         stop=("\n",),
         seed=3,
         frequency_penalty=0.5,
         presence_penalty=-0.5,
+        logprobs=2,
         logit_bias={65: 2.0, 66: -1.5},
     )
-    assert len(SUPPORTED_PARAMS) == 9
 
 
-def test_without_options_a_request_is_greedy_and_may_fill_the_context(backend, ask):
-    lowered = gen_request(ask(), backend)
-    room = backend.capabilities.context_tokens - len(lowered.input_ids)
-    assert lowered.params == SamplingParams(max_new_tokens=room)
+def test_without_options_a_reply_is_greedy_not_empty_and_may_fill_the_room(ask):
+    assert params(ask()) == SamplingParams(max_new_tokens=50, min_new_tokens=1)
 
 
-def test_a_budget_is_clipped_to_the_context(backend, ask):
-    lowered = gen_request(ask("x" * 8000, max_tokens=1000), backend)
-    assert len(lowered.input_ids) + lowered.params.max_new_tokens == backend.capabilities.context_tokens
+def test_a_budget_is_clipped_to_the_room(ask):
+    assert params(ask(max_tokens=1000)).max_new_tokens == 50
+    assert params(ask(max_tokens=20)).max_new_tokens == 20
 
 
-def test_a_prompt_that_does_not_fit_is_an_error(backend, ask):
-    with pytest.raises(ContextLengthError, match="8191"):
-        gen_request(ask("x" * 8192, max_tokens=1), backend)
+def test_a_prompt_that_leaves_no_room_is_an_error():
+    assert room_behind(9, 10) == 1
+    with pytest.raises(ContextLengthError, match="10"):
+        room_behind(10, 10)
 
 
-def test_a_cache_key_is_the_namespace(backend, ask):
-    assert gen_request(ask(cache=lm15.CacheConfig(key="mine")), backend).namespace == "mine"
-    assert gen_request(ask(), backend).namespace is None
+# ---- our options -----------------------------------------------------------------------------------------------------
+def test_our_options_are_read_from_the_metadata(ask):
+    own = {
+        "min_p": 0.1,
+        "min_tokens": 2,
+        "repetition_penalty": 1.2,
+        "stop_token_ids": [7],
+        "stop_regex": "x+",
+        "ignore_eos": True,
+        "regex": "[a-z]+",
+        "namespace": "mine",
+        "timeout_s": 3,
+    }
+    found = lowered(ask(**noted(sgl_options=own, run="7")))
+    assert found.params(50) == SamplingParams(
+        max_new_tokens=50,
+        min_p=0.1,
+        min_new_tokens=2,
+        repetition_penalty=1.2,
+        stop_token_ids=(7,),
+        stop_regex="x+",
+        ignore_eos=True,
+        regex="[a-z]+",
+    )
+    assert (found.namespace, found.timeout_s) == ("mine", 3)
+
+
+def test_our_options_may_stand_beside_the_metadata_too(ask):
+    assert params(ask(extensions={"sgl_options": {"min_p": 0.25}})).min_p == 0.25
+
+
+def test_an_unknown_option_of_ours_is_refused_with_the_nearest(ask):
+    with pytest.raises(UnknownOptionError, match="Did you mean 'regex'"):
+        lowered(ask(**noted(sgl_options={"regexp": "a"})))
+
+
+@pytest.mark.parametrize("own", [{"min_p": 2}, {"choices": []}, {"regex": 3}, {"repetition_penalty": 0}])
+def test_a_value_out_of_range_is_refused(ask, own):
+    with pytest.raises(InvalidArgumentError, match=next(iter(own))):
+        params(ask(**noted(sgl_options=own)))
 
 
 @pytest.mark.parametrize(
-    "config",
-    [
-        {"store": False},
-        {"reasoning": lm15.Reasoning("off")},
-        {"tool_choice": lm15.ToolChoice("none")},
-        {"cache": lm15.CacheConfig(prefix="history", retention="short")},
-        {"extensions": {"metadata": {"run": "1"}}},
-    ],
+    "own", [["regex"], "regex", {"namespace": 3}, {"timeout_s": 0}, {"timeout_s": "1"}, {"timeout_s": True}]
 )
-def test_wishes_that_are_granted_anyway_are_accepted(backend, ask, config):
-    assert gen_request(ask(**config), backend) == gen_request(ask(), backend)
+def test_what_is_no_option_at_all_is_refused(ask, own):
+    with pytest.raises(InvalidArgumentError):
+        lowered(ask(**noted(sgl_options=own)))
+
+
+def test_two_constraints_are_refused(ask):
+    with pytest.raises(InvalidArgumentError, match="regex"):
+        params(ask(**noted(sgl_options={"regex": "a", "choices": ["b"]})))
+    with pytest.raises(InvalidArgumentError, match="response_format and regex"):
+        lowered(ask(response_format={"type": "json_object"}, **noted(sgl_options={"regex": "a"})))
+
+
+# ---- response_format -------------------------------------------------------------------------------------------------
+def schema_of(request):
+    return json.loads(params(request).json_schema)
+
+
+def test_a_json_object_is_any_object(ask):
+    assert schema_of(ask(response_format={"type": "json_object"})) == {"type": "object"}
+    assert params(ask(response_format={"type": "json_object"})).min_new_tokens == 0
+
+
+def test_an_object_of_a_schema_has_no_members_that_the_schema_does_not_name(ask):
+    given = {"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"type": "string"}}}}}
+    found = schema_of(ask(response_format={"type": "json_schema", "schema": given}))
+    assert found["additionalProperties"] is False
+    assert found["properties"]["a"]["additionalProperties"] is False
+    assert "additionalProperties" not in given
+
+
+def test_objects_that_are_put_together_stay_as_open_as_they_are(ask):
+    given = {"allOf": [{"properties": {"a": {"type": "string"}}}, {"properties": {"b": {"type": "string"}}}]}
+    assert schema_of(ask(response_format={"type": "json_schema", "schema": given})) == given
+
+
+def test_strict_demands_every_member(ask):
+    given = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "null"}}}
+    found = {
+        strict: schema_of(ask(response_format={"type": "json_schema", "schema": given, "strict": strict}))
+        for strict in (True, False)
+    }
+    assert found[True]["required"] == ["b", "a"]
+    assert "required" not in found[False]
+
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("extensions", [{"metadata": {"sgl_program": PROGRAM}}, {"sgl_program": PROGRAM}])
+def test_a_program_is_read_from_both_places(ask, extensions):
+    assert lowered(ask(extensions=extensions)).program.to_json() == PROGRAM
+
+
+def test_a_program_beside_a_constraint_is_refused(ask):
+    with pytest.raises(InvalidArgumentError, match="structure='off'"):
+        lowered(ask(response_format={"type": "json_object"}, **noted(sgl_program=PROGRAM)))
+
+
+def test_alternatives_to_forced_tokens_are_refused_and_log_probabilities_are_not(ask):
+    assert lowered(ask(logprobs=0, **noted(sgl_program=PROGRAM))).program is not None
+    with pytest.raises(InvalidArgumentError, match="top_logprobs"):
+        lowered(ask(logprobs=2, **noted(sgl_program=PROGRAM)))
+
+
+# ---- namespaces ------------------------------------------------------------------------------------------------------
+def test_a_cache_key_is_the_namespace(ask):
+    assert lowered(ask(cache=lm15.CacheConfig(key="mine"))).namespace == "mine"
+    assert lowered(ask()).namespace is None
+
+
+def test_two_names_of_one_namespace_must_agree(ask):
+    cache = lm15.CacheConfig(key="mine")
+    assert lowered(ask(cache=cache, **noted(sgl_options={"namespace": "mine"}))).namespace == "mine"
+    with pytest.raises(InvalidArgumentError, match="namespace"):
+        lowered(ask(cache=cache, **noted(sgl_options={"namespace": "yours"})))
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "config", [{"store": False}, {"reasoning": lm15.Reasoning("off")}, {"extensions": {"metadata": {"run": "1"}}}]
+)
+def test_wishes_that_are_granted_anyway_are_accepted(ask, config):
+    assert lowered(ask(**config)) == lowered(ask())
 
 
 @pytest.mark.parametrize(
     ("feature", "config"),
     [
-        ("config.response_format", {"response_format": {"type": "json_object"}}),
-        ("config.tool_choice", {"tool_choice": lm15.ToolChoice("required")}),
         ("config.reasoning", {"reasoning": lm15.Reasoning("low")}),
-        ("config.logprobs", {"logprobs": 0}),
-        ("config.probabilities", {"probabilities": "if_available"}),
         ("config.service_tier", {"service_tier": "flex"}),
         ("config.user_id", {"user_id": "someone"}),
         ("config.store", {"store": True}),
-        ("config.cache.mode", {"cache": lm15.CacheConfig(mode="off")}),
-        ("config.cache.retention", {"cache": lm15.CacheConfig(retention="long")}),
-        ("config.cache.resource", {"cache": lm15.CacheConfig(resource="r")}),
         ("config.extensions.prediction", {"extensions": {"prediction": {"type": "content"}}}),
     ],
 )
-def test_what_we_lack_is_refused_by_name(backend, ask, feature, config):
+def test_what_we_lack_is_refused_by_name(ask, feature, config):
     with pytest.raises(lm15.UnsupportedFeatureError, match=feature.rpartition(".")[2]) as raised:
-        gen_request(ask(**config), backend)
-    assert raised.value.feature == feature
-
-
-def test_tools_are_refused_by_name(backend):
-    with pytest.raises(lm15.UnsupportedFeatureError, match="tools") as raised:
-        gen_request(lm15.Request("sgl/x", (lm15.Message.user("Hi"),), tools=(TOOL,)), backend)
-    assert raised.value.feature == "tools"
-
-
-@pytest.mark.parametrize(
-    ("feature", "message"),
-    [
-        ("messages[1]", lm15.Message.tool("id", "42")),
-        ("messages[1].parts[0]", lm15.Message.assistant(lm15.ToolCallPart("id", "add", {}))),
-        ("messages[1].parts[1]", lm15.Message.user(["look", lm15.ImagePart("image/png", url="https://example.org/a.png")])),
-        ("messages[1].parts[0]", lm15.Message.assistant(lm15.ThinkingPart("hm"))),
-    ],
-)
-def test_parts_that_are_no_text_are_refused_by_place(backend, feature, message):
-    with pytest.raises(lm15.UnsupportedFeatureError) as raised:
-        gen_request(lm15.Request("sgl/x", (lm15.Message.user("Hi"), message)), backend)
+        lowered(ask(**config))
     assert raised.value.feature == feature
 
 
 @pytest.mark.parametrize("given", [["a"], {"x": 1}, {"1": "much"}, 3])
-def test_a_bad_logit_bias_is_an_error(backend, ask, given):
+def test_a_bad_logit_bias_is_an_error(ask, given):
     with pytest.raises(InvalidArgumentError, match="logit_bias"):
-        gen_request(ask(extensions={"logit_bias": given}), backend)
-
-
-def test_no_error_holds_prompt_text(backend, ask):
-    with pytest.raises(ContextLengthError) as raised:
-        gen_request(ask("nonce-4711 " * 1000), backend)
-    assert "nonce" not in str(raised.value)
-
-
-def test_a_backend_that_takes_no_ids_is_refused(ask):
-    class TextOnly(FakeBackend):
-        codec = None
-
-    with pytest.raises(lm15.UnsupportedFeatureError, match="TextOnly"):
-        gen_request(ask(), TextOnly())
+        lowered(ask(extensions={"logit_bias": given}))

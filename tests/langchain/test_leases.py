@@ -11,8 +11,9 @@ from langchain_core.runnables import RunnableBranch, RunnableLambda
 
 from sgl_core.config import EngineConfig
 from sgl_core.errors import ModelNotFoundError
+from sgl_core.runtime import leases
 from sgl_core.testing import FakeBackend
-from sgl_langchain import ChatSgl, SglLLM, compile_runnable, leases
+from sgl_langchain import ChatSgl, SglLLM, compile_runnable
 
 
 class Desk:

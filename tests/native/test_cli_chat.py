@@ -174,7 +174,15 @@ def interrupted_reply(released):
     return reply
 
 
-def test_ctrl_c_aborts_the_answer_and_the_conversation_goes_on(chat):
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler of SIGINT, whatever a framework in this process has put in its place."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_aborts_the_answer_and_the_conversation_goes_on(chat, ctrl_c):
     released = threading.Event()
     try:
         code, out, err, backend = chat(["Slow", "Quick"], reply=interrupted_reply(released))

@@ -164,7 +164,8 @@ def tiny(kind: str, *, packed: bool = False) -> Any:
     [("llama", False), ("llama", True), ("mistral", True), ("gemma2", False), ("gpt2", True), ("mixtral", False)],
 )
 def test_every_history_gives_the_same_bits(kind: str, packed: bool) -> None:
-    subject = Subject(tiny(kind, packed=packed))
+    # Of experts, whose only size is one row, a shorter text: they have no window that it must leave.
+    subject = Subject(tiny(kind, packed=packed), PREFIX + 7 if kind == "mixtral" else LENGTH)
     assert differing(subject.histories(subject.tiled)) == []
 
 

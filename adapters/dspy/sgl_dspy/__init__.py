@@ -1,8 +1,9 @@
 """DSPy on sgl-core: ``dspy.configure(lm=SglLM())``, and everything else stays as it is.
 
 DSPy keeps its modules, optimisers, answer cache and history; ``SglEngine`` and ``SglAsyncEngine`` stand where it would call
-a server, and run each request on a RadixAttention engine in this process. Importing this package loads neither torch nor
-DSPy's modules: a class is fetched when somebody asks for it, and weights are loaded by the first call.
+a server, and run each request on a RadixAttention engine in this process. The adapters make small models obey formats, and
+``compile_module`` lets a program's calls share their prefixes. Importing this package loads neither torch nor DSPy's modules: a
+name is fetched when somebody asks for it, and weights are loaded by the first call.
 """
 
 from __future__ import annotations
@@ -14,17 +15,41 @@ from typing import TYPE_CHECKING, Any
 from sgl_core import errors
 
 if TYPE_CHECKING:
+    from sgl_dspy.adapters import ChatAdapter, JSONAdapter, configure
+    from sgl_dspy.batching import run_batch
+    from sgl_dspy.best_of_n import BestOfN
+    from sgl_dspy.compiling import compile_module
+    from sgl_dspy.decisions import SglDecisions
     from sgl_dspy.engine import SglAsyncEngine, SglEngine
+    from sgl_dspy.explaining import explain
     from sgl_dspy.lm import SglLM
 
-__all__ = ["SglAsyncEngine", "SglEngine", "SglLM"]
+__all__ = [
+    "BestOfN",
+    "ChatAdapter",
+    "JSONAdapter",
+    "SglAsyncEngine",
+    "SglDecisions",
+    "SglEngine",
+    "SglLM",
+    "compile_module",
+    "configure",
+    "explain",
+    "run_batch",
+]
 
-_HOMES = {"SglAsyncEngine": "sgl_dspy.engine", "SglEngine": "sgl_dspy.engine", "SglLM": "sgl_dspy.lm"}
-_LATER = {
-    "BestOfN": "use dspy.BestOfN",
-    "ChatAdapter": "use dspy.ChatAdapter",
-    "JSONAdapter": "use dspy.JSONAdapter",
-    "compile_module": "run the module as it is: what its prompts share is computed once all the same",
+_HOMES = {
+    "BestOfN": "best_of_n",
+    "ChatAdapter": "adapters",
+    "JSONAdapter": "adapters",
+    "SglAsyncEngine": "engine",
+    "SglDecisions": "decisions",
+    "SglEngine": "engine",
+    "SglLM": "lm",
+    "compile_module": "compiling",
+    "configure": "adapters",
+    "explain": "explaining",
+    "run_batch": "batching",
 }
 
 
@@ -40,13 +65,11 @@ if not _is_installed("dspy"):
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch a class on first use, and say what to use instead of a name that comes later."""
+    """Fetch a name on first use."""
     if name in _HOMES:
         if not _is_installed("dspy.lm15"):  # engines came with 3.4, and this module with them
             raise errors.MissingExtraError("dspy", "dspy 3.4")
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _LATER:
-        raise errors.NotYetAvailableError(f"sgl_dspy.{name} is not available yet; {_LATER[name]}")
+        return getattr(importlib.import_module(f"sgl_dspy.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
 

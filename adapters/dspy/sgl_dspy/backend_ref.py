@@ -1,23 +1,22 @@
 """One way to a backend: borrowed from its owner, or leased from the registry when the first request needs it.
 
 The engines of this package are handles on a ``BackendRef``; a pair of them and all copies of an LM share one. It owns its
-lease and nothing else.
+lease, and knows what is under way.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import weakref
 from dataclasses import fields
 from typing import Any
 
 from sgl_core.backend import Backend
 from sgl_core.config import EngineConfig, Environment
 from sgl_core.errors import InvalidArgumentError
-from sgl_core.runtime import registry
+from sgl_core.runtime.leases import EngineLeases
 from sgl_core.runtime.model_source import resolve_model
+from sgl_dspy.flights import Flights
 from sgl_dspy.labels import model_label
+from sgl_dspy.prefix_pins import PrefixPins
 
 __all__ = ["BackendRef"]
 
@@ -34,21 +33,18 @@ class BackendRef:
 
     def __init__(self, source: EngineConfig | Backend) -> None:
         """Keep the source; nothing is loaded."""
-        self._config: EngineConfig | None = None
-        self._backend: Backend | None = None
-        if isinstance(source, EngineConfig):
-            self._config = source
-        elif isinstance(source, Backend):
-            self._backend = source
-        else:
+        if not isinstance(source, EngineConfig | Backend):
             expected = "a backend such as sgl_native.Engine()"
             raise InvalidArgumentError(
                 "backend", type(source).__name__, expected, "For a model by name or path write model=..."
             )
-        self._lock = threading.Lock()
-        self._lease: registry.EngineLease | None = None
-        self._give_back: weakref.finalize[Any, Any] | None = None
+        self._source = source
+        self._leases = EngineLeases()
         self._label: str | None = None
+        self.flights = Flights()
+        """What is under way on it."""
+        self.pins = PrefixPins()
+        """What its callers want to be kept."""
 
     def get(self) -> Backend:
         """The backend; the first caller leases it while others wait.
@@ -57,28 +53,23 @@ class BackendRef:
             ModelError: the model cannot be found, read or served.
             MissingExtraError: the runtime is not installed.
         """
-        with self._lock:
-            if self._backend is None:
-                assert self._config is not None, "a reference has options or a backend"
-                self._lease = registry.acquire(self._config)
-                self._backend = self._lease.engine
-                self._give_back = weakref.finalize(self, _close_elsewhere, self._lease)
-                self._give_back.atexit = False  # engines see to the end of the process themselves
-            return self._backend
+        source = self._source
+        return self._leases.engine(source) if isinstance(source, EngineConfig) else source
+
+    def peek(self) -> Backend | None:
+        """The backend if it is there; loads nothing."""
+        source = self._source
+        return self._leases.held(source) if isinstance(source, EngineConfig) else source
 
     async def get_async(self) -> Backend:
         """The same for an event loop, which goes on while weights are loaded."""
-        backend = self._backend
-        return backend if backend is not None else await asyncio.to_thread(self.get)
+        source = self._source
+        return await self._leases.aengine(source) if isinstance(source, EngineConfig) else source
 
     def close(self) -> None:
-        """Give the lease back; a later ``get`` leases anew. A borrowed backend stays as it is."""
-        with self._lock:
-            if self._lease is None or self._give_back is None:
-                return
-            self._give_back.detach()
-            lease, self._lease, self._give_back, self._backend = self._lease, None, None, None
-        lease.close()
+        """Give pins and lease back; a later ``get`` leases anew. A borrowed backend stays as it is."""
+        self.pins.close()
+        self._leases.close()
 
     @property
     def label(self) -> str:
@@ -105,28 +96,23 @@ class BackendRef:
         return BackendRef, (self._portable(),)
 
     def _portable(self) -> EngineConfig:
-        if self._config is None:
+        if not isinstance(self._source, EngineConfig):
             raise InvalidArgumentError(
                 "backend",
-                f"a borrowed {type(self._backend).__name__}",
+                f"a borrowed {type(self._source).__name__}",
                 "an engine made from options, for pickle or a saved program",
                 "Use SglLM(model, engine_options={...}), or set the LM again after loading.",
             )
-        return self._config
+        return self._source
 
     def _make_label(self) -> str:
-        if self._config is not None:
-            source = resolve_model(self._config.model, Environment.read())
-            return model_label(source.name, source.fingerprint, source.path, self._config.dtype)
-        backend = self._backend
+        backend = self._source
+        if isinstance(backend, EngineConfig):
+            source = resolve_model(backend.model, Environment.read())
+            return model_label(source.name, source.fingerprint, source.path, backend.dtype)
         facts = getattr(backend, "facts", None)  # what an Engine knows of its model, and no other backend does
         if facts is not None:
             dtype = getattr(getattr(backend, "config", None), "dtype", None)
             return model_label(facts.name, facts.fingerprint, facts.folder, dtype)
         codec = getattr(backend, "codec", None)
         return model_label(type(backend).__name__, "" if codec is None else codec.fingerprint, None, None)
-
-
-def _close_elsewhere(lease: registry.EngineLease) -> None:
-    """Give a lease back from the garbage collector, which may be running anywhere, under the registry's lock too."""
-    threading.Thread(target=lease.close, name="sgl-dspy-give-back").start()

@@ -7,16 +7,36 @@ prefill and are decoded in one batch, and each later attempt takes the next. A r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
+from typing import Protocol
 
-from sgl_core.backend import Backend, Handle
+from sgl_core.backend import Handle
 from sgl_core.errors import QueueFull
-from sgl_core.types import SEED_BITS, GenRequest, GenResult, Hints
+from sgl_core.types import SEED_BITS, GenResult, Hints
+from sgl_dspy.flights import Flights
+from sgl_dspy.leaving import leavable, raise_if_left
 
-__all__ = ["attempt", "candidate_group", "candidate_seed"]
+__all__ = ["Startable", "attempt", "candidate_group", "candidate_seed"]
+
+
+class Startable(Protocol):
+    """A request that is ready to be submitted, once for each candidate; ``calls.PreparedCall`` is one."""
+
+    @property
+    def seed(self) -> int | None:
+        """What the caller wants candidates to be reproducible by."""
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens that all candidates begin with."""
+
+    def flight_key(self, seed: int | None) -> Hashable | None:
+        """Equal for requests that have equal results with this seed; None where chance decides."""
+
+    def start(self, seed: int | None, hints: Hints) -> Handle[GenResult]:
+        """Submit it; never waits."""
 
 
 class _Group:
@@ -32,13 +52,13 @@ class _Group:
         """Whether ``asked`` is the request of this call (all its attempts bring the same object) and candidates are left."""
         return self._next < len(self._handles) and (self._asked is None or self._asked is asked)
 
-    def begin(self, asked: object, request: GenRequest, backend: Backend) -> Handle[GenResult]:
+    def begin(self, asked: object, call: Startable, flights: Flights) -> Handle[GenResult]:
         """The next candidate's handle; submits it and those behind it that are not under way."""
         self._asked = asked
         for index in range(self._next, len(self._handles)):
             if self._handles[index] is None:
                 try:
-                    self._handles[index] = backend.submit(self._candidate(request, index))
+                    self._handles[index] = self._start(call, index, flights)
                 except QueueFull:
                     if index == self._next:
                         raise
@@ -63,10 +83,11 @@ class _Group:
             if handle is not None:
                 handle.abort()
 
-    def _candidate(self, request: GenRequest, index: int) -> GenRequest:
-        seed = candidate_seed(request.params.seed, self._rollout, index)
-        hints = Hints(siblings=len(self._handles) - 1 - index, shared_len=len(request.input_ids))
-        return replace(request, params=replace(request.params, seed=seed), hints=hints)
+    def _start(self, call: Startable, index: int, flights: Flights) -> Handle[GenResult]:
+        seed = candidate_seed(call.seed, self._rollout, index)
+        hints = Hints(siblings=len(self._handles) - 1 - index, shared_len=call.prompt_len)
+        key = call.flight_key(seed)
+        return call.start(seed, hints) if key is None else flights.join(key, lambda: call.start(seed, hints))
 
 
 _current: ContextVar[_Group | None] = ContextVar("sgl_dspy_candidates", default=None)
@@ -90,20 +111,22 @@ def candidate_group(size: int, rollout: object) -> Iterator[None]:
 
 
 @contextmanager
-def attempt(asked: object, request: GenRequest, backend: Backend) -> Iterator[Handle[GenResult]]:
+def attempt(asked: object, call: Startable, flights: Flights) -> Iterator[Handle[GenResult]]:
     """One attempt at one candidate; leaving it early aborts it.
 
     Args:
         asked: DSPy's request, whose identity tells attempts of one call from others.
-        request: the same, lowered.
-        backend: where it runs.
+        call: the same, ready to run.
+        flights: what is under way on its backend.
     """
     group = _current.get()
     if group is None or not group.is_for(asked):
         group = _Group(1)
-    handle = group.begin(asked, request, backend)
+    raise_if_left()
+    handle = group.begin(asked, call, flights)
     try:
-        yield handle
+        with leavable(handle):
+            yield handle
     except BaseException:
         group.give_up()
         raise

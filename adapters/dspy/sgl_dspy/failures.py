@@ -1,7 +1,11 @@
-"""Our errors as ``dspy.lm15`` errors, which DSPy turns into its own and, for some, retries."""
+"""Our errors as ``dspy.lm15`` errors, which DSPy turns into its own and, for some, retries.
+
+Messages name options as DSPy's users type them, not as the engine does.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -10,7 +14,7 @@ from dspy import lm15
 
 from sgl_core import errors
 
-__all__ = ["as_lm15_errors"]
+__all__ = ["as_lm15_errors", "unsupported"]
 
 _MAPPING: Final = (  # the first that fits; what fits none passes untouched, so an ImportError stays one
     (errors.ContextLengthError, lm15.ContextLengthError),
@@ -22,6 +26,8 @@ _MAPPING: Final = (  # the first that fits; what fits none passes untouched, so 
     (errors.QueueFull, lm15.RateLimitError),
     (errors.EngineError, lm15.ServerError),
 )
+_NAMES: Final = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+_ENGINE_NAME: Final = re.compile("|".join(_NAMES))
 
 
 @contextmanager
@@ -37,4 +43,15 @@ def as_lm15_errors() -> Iterator[None]:
         target = next((lm15_class for ours, lm15_class in _MAPPING if isinstance(error, ours)), None)
         if target is None:
             raise
-        raise target(str(error)) from error
+        raise target(_ENGINE_NAME.sub(lambda found: _NAMES[found[0]], str(error))) from error
+
+
+def unsupported(feature: str, what: str) -> lm15.UnsupportedFeatureError:
+    """What to raise where a request asks for something that we lack.
+
+    Args:
+        feature: its place in the request, for whoever wants to leave it out and ask again.
+        what: for people.
+    """
+    message = f"{feature}: {what} is not supported by sgl_dspy; leave it out"
+    return lm15.UnsupportedFeatureError(message, feature=feature)

@@ -1,18 +1,21 @@
 """``SglLM``: a ``dspy.LM`` on a model of this machine.
 
-It is thin: the label that keys DSPy's answer cache, explicit defaults, an engine pair, and one candidate group around each
-call. It owns the engine that it made; copies, also deep ones, share that.
+It is thin: the label that keys DSPy's answer cache, explicit defaults, an engine pair, options that DSPy does not know, and one
+candidate group around each call. It owns the engine that it made; copies, also deep ones, share that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Final
 
 import dspy
 from dspy import lm15
+from dspy.clients.errors import error_boundary
+from dspy.clients.provider import Provider
 
 from sgl_core.backend import Backend
 from sgl_core.config import EngineConfig
@@ -20,6 +23,8 @@ from sgl_core.errors import InvalidArgumentError
 from sgl_dspy.candidates import candidate_group
 from sgl_dspy.engine import SglAsyncEngine, SglEngine
 from sgl_dspy.labels import check_label, is_label
+from sgl_dspy.options import OWN_OPTIONS, moved
+from sgl_dspy.providers import SglProvider
 
 __all__ = ["SglLM"]
 
@@ -42,8 +47,11 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
         engine_options: other fields of ``sgl_core.config.EngineConfig``, such as ``{"dtype": "float32"}``.
         model_type: "chat".
         num_retries: of a request that failed because the engine was busy.
+        provider: what ``launch`` and ``kill`` ask; None loads and gives back the engine.
         settings: everything else that ``dspy.LM`` takes: cache, callbacks, prompt_cache, and defaults of requests (top_p,
-            top_k, stop, seed, n, ...).
+            top_k, stop, seed, n, ...). Requests also take what DSPy has no word for, here and in each call: ``regex``,
+            ``choices``, ``grammar``, ``json_schema``, ``min_p``, ``min_tokens``, ``repetition_penalty``, ``stop_token_ids``,
+            ``stop_regex``, ``ignore_eos`` (see ``sgl_core.types.SamplingParams``), ``namespace`` and ``timeout_s``.
 
     Raises:
         InvalidArgumentError: arguments that do not go together, or a label of other weights.
@@ -62,6 +70,7 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
         engine_options: Mapping[str, Any] | None = None,
         model_type: str = "chat",
         num_retries: int = 0,
+        provider: Provider | None = None,
         **settings: Any,
     ) -> None:
         """Find the model's files, to know its label; load nothing."""
@@ -88,26 +97,32 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
             temperature=temperature,
             max_tokens=max_tokens,
             num_retries=num_retries,
+            provider=provider or SglProvider(),
             engine=runner,
             async_engine=async_engine or SglAsyncEngine(runner),
-            **settings,
+            **moved(settings, {}),
         )
         self._owns_engine = runner is not engine
 
     # ---- calls -------------------------------------------------------------------------------------------------------
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Texts for a prompt; for a ``dspy.lm15.Request`` its ``Response``. All ``n`` candidates share one prefill."""
+        kwargs = self._moved(prompt, kwargs)
         with self._group(prompt, kwargs):
             return super().__call__(prompt, messages=messages, **kwargs)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """The same, awaited; cancelling it aborts its requests."""
+        kwargs = self._moved(prompt, kwargs)
         with self._group(prompt, kwargs):
             return await super().acall(prompt, messages=messages, **kwargs)
 
+    def _moved(self, prompt: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return kwargs if _is_typed(prompt, kwargs) else moved(kwargs, self.kwargs)
+
     def _group(self, prompt: Any, kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
         rollout = kwargs.get("rollout_id", self.kwargs.get("rollout_id"))
-        if isinstance(prompt, lm15.Request) or kwargs.get("request") is not None:
+        if _is_typed(prompt, kwargs):
             return candidate_group(1, rollout)  # one response, and no defaults of this LM
         count = kwargs.get("n", self.kwargs.get("n"))
         is_count = isinstance(count, int) and not isinstance(count, bool) and count > 0  # DSPy refuses others
@@ -122,7 +137,10 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
         """
         for name in kwargs.keys() & set(_FIXED):
             raise InvalidArgumentError("copy", name, "an option of a request", "Make a new SglLM for another model or engine.")
+        own = {name: kwargs.pop(name) for name in OWN_OPTIONS.keys() & kwargs.keys()}
         copied: SglLM = super().copy(**kwargs)
+        if own:
+            copied.kwargs = {**copied.kwargs, "metadata": moved(own, copied.kwargs)["metadata"]}
         return copied
 
     def dump_state(self) -> dict[str, Any]:
@@ -136,17 +154,79 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
         return state
 
     # ---- the engine --------------------------------------------------------------------------------------------------
-    def launch(self, launch_kwargs: dict[str, Any] | None = None) -> None:  # noqa: ARG002  (DSPy's signature)
-        """Load the weights now.
+    def stats(self) -> dict[str, Any]:
+        """Counts of the engine, as ``SglEngine.stats`` gives them; copies of this LM count there, too. Loads nothing."""
+        return self._runner.stats()
+
+    def score(self, prompt: str | lm15.Request | None, continuations: Sequence[str], *, messages: Any = None) -> list[float]:
+        """How likely the model is to begin its answer with each of some texts.
+
+        Args:
+            prompt: what the user says, or a whole request; or None with ``messages``.
+            continuations: at least one, none empty.
+            messages: a conversation, in OpenAI's form.
+
+        Returns:
+            The sum of the natural-log probabilities of the tokens of each.
 
         Raises:
-            ModelError: the model cannot be read or served.
+            dspy.LMError: the prompt or a continuation cannot be used, or the engine failed.
         """
-        _ = self._engine_spec.backend
+        request = self._request(prompt, messages)
+        with error_boundary(self.model):
+            return self._runner.score(request, continuations)
 
-    def kill(self, launch_kwargs: dict[str, Any] | None = None) -> None:  # noqa: ARG002
-        """As ``close``."""
-        self.close()
+    def inspect_prompt(self, prompt: str | lm15.Request | None = None, *, messages: Any = None, **options: Any) -> str:
+        """What the model reads, control tokens spelled out; loads the engine if it is not there.
+
+        Args:
+            prompt: what the user says, or a whole request; or None with ``messages``.
+            messages: a conversation, in OpenAI's form: ``adapter.format(signature, demos, inputs)`` makes one.
+            options: that change a prompt: ``tools``, ``tool_choice``.
+
+        Raises:
+            dspy.LMError: it cannot be rendered.
+        """
+        request = self._request(prompt, messages, **options)
+        with error_boundary(self.model):
+            return self._runner.inspect(request)
+
+    def prefetch(self, prompt: str | None = None, *, messages: Any = None, key: str | None = None, **options: Any) -> str:
+        """Compute what coming prompts begin with, and keep it; waits. The least recently used of these give way to new ones.
+
+        Args:
+            prompt: what the user says; or None with ``messages``.
+            messages: the first messages of these prompts, in OpenAI's form.
+            key: their ``prompt_cache.key``.
+            options: that change a prompt: ``tools``.
+
+        Returns:
+            A name for ``CacheConfig(resource=...)``. Prompts find the prefix without it, too; with it one that begins otherwise
+            is an error.
+
+        Raises:
+            dspy.LMError: the messages cannot be used, or do not fit.
+        """
+        given = messages if prompt is None else [{"role": "user", "content": prompt}]
+        request = self._request(None, [*(given or ()), {"role": "user", "content": "what varies"}], **options)
+        if key is not None:
+            request = replace(request, config=replace(request.config, cache=lm15.CacheConfig(key=key)))
+        with error_boundary(self.model):
+            return self._runner.prefetch(request)
+
+    @property
+    def _runner(self) -> SglEngine:
+        runner: SglEngine = self._engine_spec
+        return runner
+
+    def _request(self, prompt: str | lm15.Request | None, messages: Any, **options: Any) -> lm15.Request:
+        if isinstance(prompt, lm15.Request) and messages is None and not options:
+            return prompt
+        if (prompt is None) == (messages is None) or isinstance(prompt, lm15.Request):
+            raise InvalidArgumentError("prompt", "something beside it, or nothing at all", "a text, a Request, or messages")
+        body = {"model": self.model, "messages": messages or [{"role": "user", "content": prompt}], **options}
+        with error_boundary(self.model):
+            return lm15.request_from_openai_chat(body)
 
     def close(self) -> None:
         """Give the engine back, which unloads it if nobody else in the process uses it. A later call loads it again.
@@ -155,11 +235,15 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
         """
         super().close()
         if self._owns_engine:
-            self._engine_spec.close()
+            self._runner.close()
 
     async def aclose(self) -> None:
         """As ``close``."""
         await asyncio.to_thread(self.close)
+
+
+def _is_typed(prompt: Any, kwargs: Mapping[str, Any]) -> bool:
+    return isinstance(prompt, lm15.Request) or kwargs.get("request") is not None
 
 
 def _made(model: str | None, options: Mapping[str, Any]) -> SglEngine:

@@ -19,11 +19,11 @@ from sgl_core import __version__
 from sgl_core.backend import Backend, TextCodec
 from sgl_core.config import EngineConfig, Environment
 from sgl_core.errors import InvalidArgumentError
+from sgl_core.runtime.leases import EngineLeases
 from sgl_core.runtime.model_source import peek_context_tokens
 from sgl_core.types import SamplingParams
 from sgl_langchain.calls import codec_of
 from sgl_langchain.errors import langchain_errors
-from sgl_langchain.leases import EngineLeases
 from sgl_langchain.options import SAMPLING_FIELDS, TEXT_OPTIONS, canonical_options
 
 __all__ = ["EMBEDDED_NAME", "ENGINE_FIELDS", "SglLanguageModel"]

@@ -1,20 +1,12 @@
 """``SglDecisions``: many typed questions about one state, answered with probabilities; needs langchain-core 1.8 or newer.
 
-A request is one program. The state is the beginning of a user's turn, every question is a fork of it that ends the turn and
-scores its possible answers, so the state is computed once whatever the number of questions. Nothing is generated.
-
-What an answer's probability is: each possible answer is a piece of JSON up to and including the character that ends it
-(``yes"``, ``bug report"``, ``3}``), and its share of the summed probabilities of all of them. No piece begins another one, so
-these are the model's own probabilities given that it picks one of the answers, whatever their lengths. The mean over tokens,
-which ``select`` compares by, would flatter long answers and is no probability.
+The questions of a request share what the state costs, and nothing is generated: see ``sgl_core.chat.decisions``, which also
+says what an answer's probability is. Here LangChain's questions, states and answers become those of that module.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from langchain_core.messages import BaseMessage, is_data_content_block
@@ -23,10 +15,9 @@ from langchain_core.version import VERSION
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import override
 
+from sgl_core.chat.decisions import Decisions, Verdict, as_text, decide, decide_async, level_of, one_of, yes_or_no
+from sgl_core.chat.decisions import Question as Asked
 from sgl_core.errors import InvalidArgumentError
-from sgl_core.language import ForkGroup, ProgramState, function, select
-from sgl_core.language.ir import ConstantText
-from sgl_core.types import Usage
 from sgl_langchain.base import EMBEDDED_NAME
 from sgl_langchain.chat import ChatSgl
 from sgl_langchain.errors import LangChainVersionError, langchain_errors
@@ -54,8 +45,6 @@ except ImportError as error:
 
 __all__ = ["SglDecisions"]
 
-_SYSTEM: Final = "You answer questions about what the user shows you. Your answer is JSON."
-_ANSWER: Final = "answer"
 _ROLES: Final = {"human": "user", "ai": "assistant"}
 _MEDIA_OF_PROVIDERS: Final = frozenset({"image_url", "input_audio", "input_image", "input_file"})
 
@@ -166,29 +155,23 @@ class SglDecisions(BaseDecisionModel):  # type: ignore[misc, unused-ignore]
     @override
     def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         with langchain_errors():
-            arguments = {"state": _state_text(state), "tasks": _tasks(questions)}
-            run = _ask.run(**arguments, backend=self._chat._engine(), namespace=self.namespace)
-        return self._response(questions, run)
+            text, asked = _text(state, "state"), _asked(questions)
+            return self._response(questions, decide(text, asked, self._chat._engine(), namespace=self.namespace))
 
     @override
     async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
         with langchain_errors():
-            arguments = {"state": _state_text(state), "tasks": _tasks(questions)}
-            run = await _ask_async.arun(**arguments, backend=await self._chat._aengine(), namespace=self.namespace)
-        return self._response(questions, run)
+            text, asked = _text(state, "state"), _asked(questions)
+            engine = await self._chat._aengine()
+            return self._response(questions, await decide_async(text, asked, engine, namespace=self.namespace))
 
-    def _response(self, questions: Mapping[str, Question], run: ProgramState) -> ClassifierResponse:
-        metas = [fork.get_meta_info(_ANSWER) for fork in run.ret_value]
-        answers = {
-            name: _answer(question, _shares(meta["sum_logprobs"]))
-            for (name, question), meta in zip(questions.items(), metas, strict=True)
-        }
-        prompt, cached = (sum(meta[count] for meta in metas) for count in ("prompt_tokens", "cached_tokens"))
+    def _response(self, questions: Mapping[str, Question], decisions: Decisions) -> ClassifierResponse:
+        pairs = zip(questions.items(), decisions.verdicts, strict=True)
         return ClassifierResponse(
             model=self.model,
-            answers=answers,
-            usage=usage_metadata(Usage(prompt, cached, 0)),
-            request_id=run.run.program_id,  # what the hints of the engine's requests say, too
+            answers={name: _answer(question, verdict) for (name, question), verdict in pairs},
+            usage=usage_metadata(decisions.usage),
+            request_id=decisions.program_id,
         )
 
     # ---- many requests -----------------------------------------------------------------------------------------------
@@ -223,78 +206,22 @@ class SglDecisions(BaseDecisionModel):  # type: ignore[misc, unused-ignore]
             yield from super().batch_as_completed(inputs, configs, **kwargs)
 
 
-# ---- the program -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One question for the model.
-
-    Args:
-        text: what stands behind the state.
-        opening: what every answer begins with.
-        answers: the rest of each, up to its end.
-    """
-
-    text: str
-    opening: str
-    answers: tuple[str, ...]
-
-
-def _write(s: ProgramState, state: str, tasks: Sequence[_Task]) -> ForkGroup:
-    """Everything is submitted before anything is waited for."""
-    s.system(_SYSTEM)
-    s.user_begin()
-    _append(s, state)
-    forks = s.fork(len(tasks))
-    for fork, task in zip(forks, tasks, strict=True):
-        _append(fork, f"\n\n{task.text}")
-        fork.user_end()
-        fork.assistant_begin()
-        fork += task.opening + select(_ANSWER, task.answers)
-    return forks
-
-
-def _append(s: ProgramState, text: str) -> None:
-    """Append data. ``s += text`` would warn of spellings of control tokens, as if somebody had written them in a program."""
-    s.stream.submit((ConstantText(text),))
-
-
-async def _write_async(s: ProgramState, state: str, tasks: Sequence[_Task]) -> ForkGroup:
-    return _write(s, state, tasks)
-
-
-_ask: Final = function(_write)
-_ask_async: Final = function(_write_async)
-
-
-def _shares(logprobs: Sequence[float]) -> tuple[float, ...]:
-    """Probabilities of answers, given that it is one of them."""
-    top = max(logprobs)
-    weights = [math.exp(logprob - top) for logprob in logprobs]
-    total = math.fsum(weights)
-    return tuple(weight / total for weight in weights)
-
-
 # ---- questions and answers -------------------------------------------------------------------------------------------
-def _tasks(questions: Mapping[str, Question]) -> tuple[_Task, ...]:
-    if not questions:
-        raise InvalidArgumentError("questions", "no questions", "at least one question")
-    return tuple(_task(f"questions[{name!r}]", question) for name, question in questions.items())
+def _asked(questions: Mapping[str, Question]) -> tuple[Asked, ...]:
+    return tuple(_one_asked(f"questions[{name!r}]", question) for name, question in questions.items())
 
 
-def _task(where: str, question: Question) -> _Task:
+def _one_asked(where: str, question: Question) -> Asked:
     match question:
         case Noul(criteria=criteria):
-            given = {} if criteria is None else {"yes": criteria.true, "no": criteria.false}
-            described = {answer: value for answer, value in given.items() if value is not None}
-            form = '{"answer": "yes"} or {"answer": "no"}'
-            return _Task(_task_text(where, question, described, form), '{"answer": "', ('yes"', 'no"'))
+            yes, no = (None, None) if criteria is None else (criteria.true, criteria.false)
+            described = _described(where, {"yes": yes, "no": no})
+            return yes_or_no(_instructions(where, question), **described)
         case Choice(criteria=labels):
-            form = '{"answer": "<one of these labels>"}'
-            return _Task(_task_text(where, question, labels, form), '{"answer": "', tuple(_json(label)[1:] for label in labels))
+            return one_of(_instructions(where, question), _described(where, labels))
         case Score(criteria=levels):
-            form = '{"answer": <the number of one of these levels>}'
-            answers = tuple(f"{level}}}" for level in range(len(levels)))
-            return _Task(_task_text(where, question, dict(enumerate(levels)), form), '{"answer": ', answers)
+            described = _described(where, dict(enumerate(levels)))
+            return level_of(_instructions(where, question), tuple(described.values()))
         case Box():
             raise InvalidArgumentError(
                 where, "a Box", "Noul, Choice or Score", "The model reads text; no image has a place in it."
@@ -303,51 +230,43 @@ def _task(where: str, question: Question) -> _Task:
             raise InvalidArgumentError(where, type(question).__name__, "Noul, Choice or Score of langchain_core.decisions")
 
 
-def _task_text(where: str, question: Any, described: Mapping[Any, Any], form: str) -> str:
-    lines = [_text(question.instructions, f"{where}.instructions")]
-    for answer, description in described.items():
-        tail = "" if description is None else f": {_text(description, f'{where}.criteria[{answer!r}]')}"
-        lines.append(f"- {answer}{tail}")
-    return "\n".join((*lines, f"Answer with {form}."))
+def _instructions(where: str, question: Any) -> str:
+    return _text(question.instructions, f"{where}.instructions")
 
 
-def _answer(question: Question, shares: Sequence[float]) -> Answer:
-    likeliest = max(range(len(shares)), key=shares.__getitem__)
-    confidence = shares[likeliest]
+def _described(where: str, criteria: Mapping[Any, Any]) -> dict[Any, str | None]:
+    return {
+        answer: None if description is None else _text(description, f"{where}.criteria[{answer!r}]")
+        for answer, description in criteria.items()
+    }
+
+
+def _answer(question: Question, verdict: Verdict) -> Answer:
+    shares = verdict.shares
     if isinstance(question, Noul):
         return NoulAnswer(type="noul", noul=shares[0])
     if isinstance(question, Choice):
         labels = list(question.criteria)
         by_label = dict(zip(labels, shares, strict=True))
-        return ChoiceAnswer(type="choice", choice=labels[likeliest], probabilities=by_label, confidence=confidence)
+        choice = labels[verdict.likeliest]
+        return ChoiceAnswer(type="choice", choice=choice, probabilities=by_label, confidence=verdict.confidence)
     assert isinstance(question, Score), "a Box is refused before anything runs"
     return ScoreAnswer(
         type="score",
-        score=math.fsum(level * share for level, share in enumerate(shares)),
+        score=verdict.mean,
         legend=dict(enumerate(question.criteria)),
         probabilities=dict(enumerate(shares)),
-        confidence=confidence,
+        confidence=verdict.confidence,
     )
 
 
 # ---- state as text ---------------------------------------------------------------------------------------------------
-def _state_text(state: State) -> str:
-    text = _text(state, "state")
-    if not text.strip():
-        raise InvalidArgumentError("state", "no text", "text, messages or JSON to judge")
-    return text
-
-
 def _text(value: object, where: str) -> str:
-    return value if isinstance(value, str) else _json(_plain(value, where))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return as_text(_plain(value, where))
 
 
 def _plain(value: object, where: str) -> Any:
-    """What JSON can say, in the caller's order: prompts that begin alike stay alike."""
+    """What JSON can say, in the caller's order."""
     match value:
         case None | bool() | int() | float() | str():
             return value

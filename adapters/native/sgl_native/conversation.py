@@ -184,6 +184,9 @@ class _AbortableBackend:
     def prefetch(self, request: PrefetchRequest) -> Handle[PrefetchResult]:
         return self._backend.prefetch(request)
 
+    def fewest_tokens(self, params: SamplingParams) -> int:
+        return self._backend.fewest_tokens(params)
+
     def new_seed(self) -> int:
         return self._backend.new_seed()
 

@@ -118,19 +118,20 @@ class CompiledGrammar:
 
     def fits(self, budget: int) -> bool:
         """Whether an output of at most ``budget`` tokens is known, end of text and what is the prompt's not counted."""
-        return self._least <= budget
+        return self.least <= budget
 
     @property
-    def _least(self) -> int:
+    def least(self) -> int:
+        """Tokens of the shortest output known, without end of text and what is the prompt's."""
         return self.cost(self.shortest, len(self.healed))
 
     def refusal(self, budget: int) -> GrammarError:
         """What to raise where it does not fit."""
         return GrammarError(
             self.argument,
-            f"the shortest completion found needs {self._least} tokens, and there is room for {budget}",
+            f"the shortest completion found needs {self.least} tokens, and there is room for {budget}",
             "Raise max_new_tokens, or ask for less.",
-            shortest_tokens=self._least,
+            shortest_tokens=self.least,
         )
 
     def matcher(self) -> GrammarMatcher:

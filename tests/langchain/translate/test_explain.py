@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel, RunnablePassthrough
 
+from sgl_core.runtime.leases import EngineLeases
 from sgl_langchain import ChatSgl, compile_runnable
-from sgl_langchain.leases import EngineLeases
 from sgl_langchain.translate.explain import explain
 from sgl_langchain.translate.plan import Plan
 
@@ -98,7 +98,7 @@ def test_the_verdict_is_that_of_the_calls(chat):
 
 
 def test_an_engine_that_the_model_holds_already_counts_tokens(engine, monkeypatch):
-    monkeypatch.setattr("sgl_langchain.leases.acquire", lambda _: SimpleNamespace(engine=engine, close=lambda: None))
+    monkeypatch.setattr("sgl_core.runtime.leases.acquire", lambda _: SimpleNamespace(engine=engine, close=lambda: None))
     chat = ChatSgl()
     chain = ChatPromptTemplate([("human", "Dear {x}")]) | chat
     before = said(chain)

@@ -1,7 +1,7 @@
-"""The engines that one model object uses: leased from the registry at first use, given back when the object goes.
+"""The engines that one object of a front end uses: leased from the registry at first use, given back when the object goes.
 
-A model object owns one ``EngineLeases``; its copies share it, and a pickle carries none. Engines that a caller brought are
-the caller's, they never come here.
+An adapter's model object owns one ``EngineLeases``; its copies share it, and a pickle carries none. Engines that a caller brought
+are the caller's, they never come here.
 """
 
 from __future__ import annotations
