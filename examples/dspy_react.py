@@ -3,7 +3,7 @@
     python examples/dspy_react.py
 
 ``ChatAdapter`` lets the model choose among the names of the tools only, and then write arguments by the schema of the tool that
-it chose, so even a small model takes steps that can be taken. What it does with them is its own affair.
+it chose, so even a small model takes steps that can be taken. Which one it takes is its own affair; two demonstrations help.
 """
 
 import dspy
@@ -11,6 +11,22 @@ import dspy
 from sgl_dspy import ChatAdapter, SglLM
 
 QUESTIONS = ("When does the bus to the harbour leave?", "When does the bus to the airport leave?")
+STEPS = (
+    dspy.Example(
+        question="When does the bus to the market leave?",
+        trajectory="",
+        next_thought="I look up the market.",
+        next_tool_name="timetable",
+        next_tool_args={"place": "market"},
+    ),
+    dspy.Example(
+        question="When does the bus to the market leave?",
+        trajectory="[[ ## observation_0 ## ]]\nevery half hour",
+        next_thought="I know when it leaves.",
+        next_tool_name="finish",
+        next_tool_args={},
+    ),
+)
 TIMETABLE = {"harbour": "8:10 and 17:40", "airport": "6:00 and 14:30", "market": "every half hour"}
 
 
@@ -20,9 +36,10 @@ def timetable(place: str) -> str:
 
 
 def main() -> None:
-    lm = SglLM(max_tokens=80, cache=False)
+    lm = SglLM(max_tokens=120, cache=False)
     dspy.configure(lm=lm, adapter=ChatAdapter())
     agent = dspy.ReAct("question -> answer", tools=[timetable], max_iters=2)
+    agent.react.demos = list(STEPS)
     for question in QUESTIONS:
         result = agent(question=question)
         print(question)

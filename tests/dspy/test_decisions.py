@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-import pickle
+from multiprocessing.reduction import ForkingPickler
 from typing import Annotated, Literal
 
 import dspy
@@ -354,7 +354,7 @@ def test_it_is_saved_and_loaded_with_a_program_without_loading_weights(engines, 
 
 def test_a_pickle_is_a_handle_that_finds_the_engine_again(engines, model_folder):
     decisions = SglDecisions(str(model_folder))
-    again = pickle.loads(pickle.dumps(decisions))
+    again = ForkingPickler.loads(bytes(ForkingPickler.dumps(decisions)))
     decisions(state="x", questions=QUESTIONS)
     again(state="y", questions=QUESTIONS)
     assert len(engines) == 1
@@ -372,7 +372,7 @@ def test_changed_weights_are_noticed_when_it_is_loaded(engines, model_folder):
 
 def test_a_borrowed_backend_is_neither_saved_nor_pickled(backend):
     decisions = SglDecisions(backend=backend)
-    for save in (decisions.dump_state, lambda: pickle.dumps(decisions)):
+    for save in (decisions.dump_state, lambda: bytes(ForkingPickler.dumps(decisions))):
         with pytest.raises(InvalidArgumentError, match="borrowed"):
             save()
 
