@@ -26,7 +26,7 @@ from typing import Any, Self
 import dspy
 import dspy_report as report
 from bench_engine import embedded_folder
-from dspy_peers import LLAMA, VLLM, Peer, PeerError, Server, llama_peers, peer_system, vllm_peer
+from dspy_peers import LLAMA, N_AT_ONCE, VLLM, Peer, PeerError, Server, llama_peers, peer_system, vllm_peer
 from dspy_systems import CACHE_OFF, COMPILED, FIELDS, OURS, DspyOutcome, engine_system, forbidden_ends
 from dspy_workloads import THREADS, WORKLOADS, DspyWorkload, build
 from harness import Run, machine, measure, write_json
@@ -167,7 +167,7 @@ class Stage:
             "cached_below_ideal": {name: _below_ideal(run) for name, run in runs.items() if name in (OURS, FIELDS)},
             "identical_outputs": None if workload.sampled else _identical(ours, runs[CACHE_OFF]),
             "agreement": {
-                name: compared(_last(ours), _last(run), workload)
+                name: compared(_last(ours), _last(run), workload, writes_alike=name not in (FIELDS, COMPILED))
                 for name, run in runs.items()
                 if name != OURS and not (name == COMPILED and workload.lays_out)
             },
@@ -199,12 +199,15 @@ def _identical(*runs: Run) -> bool:
     return len({outcome.outputs for outcome in outcomes if isinstance(outcome, DspyOutcome)}) == 1
 
 
-def compared(ours: DspyOutcome, theirs: DspyOutcome, workload: DspyWorkload) -> dict[str, Any]:
-    """How alike two systems were asked, and, where nothing is sampled, answered.
+def compared(ours: DspyOutcome, theirs: DspyOutcome, workload: DspyWorkload, *, writes_alike: bool) -> dict[str, Any]:
+    """How alike two systems were asked, and answered.
+
+    Args:
+        writes_alike: whether the other one writes replies by the same rules.
 
     Returns:
         calls; comparable: asked in the same words (others quote an answer that was different); same_prompts: whether all calls
-        that depend on no answer are among them; identical: answered alike, None for a program that samples.
+        that depend on no answer are among them; identical: answered alike, None where that says nothing.
     """
     answers = {reply.messages: reply.texts for reply in ours.replies}
     asked = Counter(reply.messages for reply in ours.replies) & Counter(reply.messages for reply in theirs.replies)
@@ -213,7 +216,7 @@ def compared(ours: DspyOutcome, theirs: DspyOutcome, workload: DspyWorkload) -> 
         "calls": len(theirs.replies),
         "comparable": asked.total(),
         "same_prompts": asked.total() >= workload.num_first,
-        "identical": None if workload.sampled else identical,
+        "identical": identical if writes_alike and not workload.sampled else None,
     }
 
 
@@ -243,10 +246,9 @@ def judge(content: dict[str, Any], *, whole: bool) -> list[dict[str, Any]]:
         bar(f"{key}: all systems were asked the same", float(asked_alike), 1.0, at_least=True)
         for name, is_same in result["same_ids"].items():
             bar(f"{key}: prompts of {name} have our ids", float(is_same), 1.0, at_least=True)
-        expected = result["replies"] * result["max_tokens"]
         for name, system in systems.items():
-            if name not in (FIELDS, COMPILED):
-                share = system["completion_tokens"] / expected
+            if name not in (FIELDS, COMPILED) and not name.endswith(N_AT_ONCE):  # whose usage is that of one candidate
+                share = system["completion_tokens"] / (system["replies"] * result["max_tokens"])
                 bar(f"{key}: {name}, tokens generated of those asked for", share, 1.0, at_least=True)
     return bars
 

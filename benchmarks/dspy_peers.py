@@ -305,6 +305,7 @@ def peer_system(
     def session() -> Iterator[Session]:
         program = workload.build()
         with server.round():
+            os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or LiteLLM looks prices up first
             lm = server.lm(max_tokens=workload.max_tokens, logit_bias=bias, engine="litellm" if n_at_once else "auto")
             lm("Say hello.", max_tokens=1)  # the client's own first use
 

@@ -91,7 +91,7 @@ def _answers_table(programs: dict[str, Any]) -> Table:
     table = _table("Prompts and answers against ours", *columns, left=2)
     for key, result in programs.items():
         for index, (name, same) in enumerate(result["agreement"].items()):
-            identical = "sampled" if same["identical"] is None else str(same["identical"])
+            identical = "" if same["identical"] is None else str(same["identical"])
             ids = {True: "yes", False: "NO", None: ""}[result["same_ids"].get(name)]
             last = index == len(result["agreement"]) - 1
             row = ("" if index else key, name, str(same["calls"]), str(same["comparable"]), identical, ids)

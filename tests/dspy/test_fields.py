@@ -16,7 +16,7 @@ from sgl_dspy import fields, plugin
 from sgl_dspy.fields import FieldBuilder, ReplyField, reply_program_for, step_for, unplanned_fields
 from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram
 
-HEADER = ("[[ ##",)
+HEADERS = ("[[ ##", "[##")
 
 
 class Level(enum.Enum):
@@ -59,7 +59,7 @@ def step(annotation, *, is_json=False, **constraints):
 # ---- steps -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("annotation", [str, dspy.Reasoning, dspy.Code, dspy.Code["java"], str | None, str | int | None])
 def test_texts_are_written_freely_up_to_the_next_header(annotation):
-    assert step(annotation) == FreeText("f0", HEADER)
+    assert step(annotation) == FreeText("f0", HEADERS)
 
 
 @pytest.mark.parametrize("annotation", [str, dspy.Reasoning, dspy.Code])

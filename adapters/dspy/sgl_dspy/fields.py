@@ -34,7 +34,8 @@ from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, 
 
 __all__ = ["FieldBuilder", "ReplyField", "reply_program_for", "step_for", "unplanned_fields"]
 
-_HEADER: Final = "[[ ##"
+_HEADERS: Final = ("[[ ##", "[##")
+"""How the next header begins, and how small models misspell it; without the second they go on beyond it."""
 _TOOL_NAME: Final = "next_tool_name"
 _TOOL_ARGS: Final = "next_tool_args"
 _TEXTS: Final = (str, dspy.Reasoning)
@@ -84,7 +85,7 @@ class FieldBuilder:
         """Any text that is not blank; a JSON string where ``is_json``."""
         if self.is_json:
             return self.json({"type": "string", "pattern": NOT_BLANK})
-        return FreeText(self.name, (_HEADER,))
+        return FreeText(self.name, _HEADERS)
 
     def choice(self, texts: Sequence[str]) -> Step:
         """One of these texts, each as it stands in the reply.

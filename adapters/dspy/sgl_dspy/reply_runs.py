@@ -24,8 +24,8 @@ from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, 
 
 __all__ = ["submit_reply"]
 
-_NOT_EMPTY: Final = r"([^\s\[]|\[[^\s\[])(?s:.*)"
-"""Begins with something to see, and not with a header."""
+_NOT_EMPTY: Final = r"([^\s\[]|\[[^\s\[#])(?s:.*)"
+"""Begins with something to see, and not with a header, misspelt or not."""
 _CONSTRAINTS: Final = {"regex": None, "json_schema": None, "grammar": None, "choices": None}
 _LEAST_TEXT: Final = 4
 _COMFORTABLE_TEXT: Final = 32
