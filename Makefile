@@ -10,7 +10,7 @@ NEWER_CORE := $(VENV)/langchain-core-1.8
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: bench bench-langchain bench-language bench-prefetch check clean demo docs fmt help imports lint profile soak test types
+.PHONY: bench bench-dspy bench-langchain bench-language bench-prefetch check clean demo docs fmt help imports lint profile soak test types
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ bench-language: $(READY)  ## forks, batches and the compiler on a backend withou
 
 bench-langchain: $(READY) $(BASELINE)/.ready  ## LangChain programs against ChatHuggingFace; a dozen minutes
 	@$(BIN)/python benchmarks/bench_langchain.py $(BENCH)
+
+bench-dspy: $(READY)  ## DSPy programs, here and over the servers of llama.cpp and vLLM (benchmarks/peers makes them); half an hour
+	@$(BIN)/python benchmarks/bench_dspy.py $(BENCH)
 
 bench-prefetch: $(READY)  ## a prefix of 2,000 tokens, prefetched while another program runs; five minutes
 	@$(BIN)/python benchmarks/bench_prefetch.py $(BENCH)

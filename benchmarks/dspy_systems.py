@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import dspy
 from dspy.clients.base_lm import GLOBAL_HISTORY
@@ -21,6 +21,7 @@ from execution import Answered
 from harness import Advance, Outcome, Session, System
 from recording import RecordingEngine, counts
 
+from sgl_core.backend import Backend
 from sgl_core.testing.optimum import LoggedRequest
 from sgl_dspy import ChatAdapter, SglLM, compile_module
 
@@ -140,7 +141,8 @@ def engine_system(
         program = workload.build()
         if name == COMPILED:
             program = compile_module(program, **workload.compiling)
-        lm = SglLM(backend=engine, max_tokens=workload.max_tokens, logit_bias=forbidden_ends(engine), cache=False)
+        backend = cast("Backend", engine)  # which calls the first parameter of submit by another name
+        lm = SglLM(backend=backend, max_tokens=workload.max_tokens, logit_bias=forbidden_ends(engine), cache=False)
         engine.flush_cache()
         engine.reset_stats()
         engine.forget()

@@ -11,6 +11,10 @@ import dspy
 from sgl_dspy import BestOfN, ChatAdapter, SglLM
 
 NUM_ATTEMPTS = 4
+SHOTS = (
+    dspy.Example(topic="a shoe shop", slogan="Walk further, and smile."),
+    dspy.Example(topic="a bank for farmers", slogan="We wait for rain with you."),
+)
 TOPICS = ("a bakery at the harbour", "a lighthouse that one can sleep in")
 
 
@@ -23,6 +27,7 @@ def main() -> None:
     lm = SglLM(max_tokens=40, seed=1, cache=False)
     dspy.configure(lm=lm, adapter=ChatAdapter(), track_usage=True)
     write = dspy.Predict(dspy.Signature("topic -> slogan", "Write a short slogan."))
+    write.demos = list(SHOTS)
     best = BestOfN(module=write, N=NUM_ATTEMPTS, reward_fn=brevity, threshold=1.0, speculate=NUM_ATTEMPTS)
     for topic in TOPICS:
         prediction = best(topic=topic)

@@ -11,31 +11,8 @@ import dspy
 from sgl_dspy import ChatAdapter, SglLM
 
 QUESTIONS = ("When does the bus to the harbour leave?", "When does the bus to the airport leave?")
-TIMETABLE = {"harbour": "8:10 and 17:40", "airport": "6:00 and 14:30", "market": "every half hour"}
-MARKET = "When does the bus to the market leave?"
-LOOKED_UP = "[[ ## thought_0 ## ]]\nI look up the market.\n\n[[ ## observation_0 ## ]]\nevery half hour"
-STEPS = (
-    dspy.Example(
-        question=MARKET,
-        trajectory=LOOKED_UP,
-        next_thought="Now I know when it leaves.",
-        next_tool_name="finish",
-        next_tool_args={},
-    ),
-    dspy.Example(
-        question=MARKET,
-        trajectory="",
-        next_thought="I look up the market.",
-        next_tool_name="timetable",
-        next_tool_args={"place": "market"},
-    ),
-)
-ANSWER = dspy.Example(
-    question=MARKET,
-    trajectory=LOOKED_UP,
-    reasoning="The timetable says: every half hour.",
-    answer="It leaves every half hour.",
-)
+TIMETABLE = {"harbour": "8:10 and 17:40", "airport": "6:00 and 14:30", "market": "9:00 and 11:15", "station": "7:20 and 18:05"}
+KNOWN = ("station", "market")
 
 
 def timetable(place: str) -> str:
@@ -43,12 +20,33 @@ def timetable(place: str) -> str:
     return TIMETABLE.get(place.strip().lower(), "there is no such bus")
 
 
+def look_up(place: str) -> dspy.Example:
+    """A first step, as it should be."""
+    return dspy.Example(
+        question=f"When does the bus to the {place} leave?",
+        trajectory="",
+        next_thought=f"I look up the {place}.",
+        next_tool_name="timetable",
+        next_tool_args={"place": place},
+    )
+
+
+def answer(place: str) -> dspy.Example:
+    """What to make of a trajectory."""
+    return dspy.Example(
+        question=f"When does the bus to the {place} leave?",
+        trajectory=f"[[ ## observation_0 ## ]]\n{TIMETABLE[place]}",
+        reasoning=f"The timetable says {TIMETABLE[place]}.",
+        answer=f"The bus to the {place} leaves at {TIMETABLE[place]}.",
+    )
+
+
 def main() -> None:
     lm = SglLM(max_tokens=100, cache=False)
     dspy.configure(lm=lm, adapter=ChatAdapter())
     agent = dspy.ReAct("question -> answer", tools=[timetable], max_iters=2)
-    agent.react.demos = list(STEPS)
-    agent.extract.predict.demos = [ANSWER]
+    agent.react.demos = [look_up(place) for place in KNOWN]
+    agent.extract.predict.demos = [answer(place) for place in KNOWN]
     for question in QUESTIONS:
         result = agent(question=question)
         took = result.trajectory

@@ -11,6 +11,18 @@ import dspy
 from sgl_dspy import ChatAdapter, SglLM
 
 NUM_SAMPLES = 8
+SHOTS = (
+    dspy.Example(
+        problem="Anna has 3 boxes with 4 pens each. How many pens does she have?",
+        reasoning="3 boxes with 4 pens are 3 times 4 pens, which is 12.",
+        answer=12,
+    ),
+    dspy.Example(
+        problem="Tom has 10 apples and eats 4 of them. How many are left?",
+        reasoning="10 apples less 4 apples are 6 apples.",
+        answer=6,
+    ),
+)
 PROBLEM = "There are 2 cars with 5 people each. How many people are there?"
 
 
@@ -18,6 +30,7 @@ def main() -> None:
     lm = SglLM(max_tokens=64, seed=1, cache=False)
     dspy.configure(lm=lm, adapter=ChatAdapter())
     solve = dspy.ChainOfThought("problem -> answer: int", n=NUM_SAMPLES, temperature=0.8)
+    solve.predict.demos = list(SHOTS)
     completions = solve(problem=PROBLEM).completions
     for reasoning, answer in zip(completions.reasoning, completions.answer, strict=True):
         print(f"{answer:>6}  {reasoning[:80]!r}")

@@ -90,18 +90,19 @@ def test_hoisting_lets_five_judges_share_their_essay(run_example):
     plain, hoisted = (cached / total for cached, total in cached_counts(output))
     assert plain < 0.4
     assert hoisted > 0.6
-    assert len(re.findall(r"structure \d+", output)) == 2
+    assert len(re.findall(r"structure (?:excellent|good|fair|poor), ", output)) == 2
 
 
 def test_the_attempts_of_best_of_n_share_their_prompt(run_example):
     output = run_example("best_of_n")
     assert len(re.findall(r": '.+', reward [01]\.\d\d$|: \".+\", reward [01]\.\d\d$", output, re.MULTILINE)) == 2
-    assert all(cached >= 0.7 * total for cached, total in cached_counts(output))
+    second = cached_counts(output)[1]
+    assert second[0] > 0.8 * second[1]
 
 
 def test_an_evaluation_computes_its_demonstrations_once(run_example, engine):
     output = run_example("few_shot_evaluate")
-    assert len(re.findall(r"^(?:keep|return) +\w", output, re.MULTILINE)) == 8
+    assert len(re.findall(r"^(?:positive|negative) +\w", output, re.MULTILINE)) == 8
     ((cached, total),) = cached_counts(output)
     assert cached > 0.7 * total
     assert engine.stats().prefilled_tokens < total - cached + 32

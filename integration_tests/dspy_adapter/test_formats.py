@@ -62,17 +62,17 @@ class Customer(pydantic.BaseModel):
 
 
 TYPES = {"Address": Address, "Customer": Customer, "Priority": Priority}
-SIGNATURES = (
-    "ticket -> team: Literal['billing', 'bug', 'feature request', 'other']",
-    "ticket -> reasoning: str, is_complaint: bool",
-    "ticket -> days_to_answer: int",
-    "ticket -> sentiment: float, reason: str",
-    "ticket -> keywords: list[str]",
-    "ticket -> customer: Customer",
-    "ticket -> reasoning: str, priority: Priority, reply: str",
-    "ticket -> count: Optional[int], title: str, scores: dict[str, float]",
-    "ticket -> summary: str, tags: list[str], is_urgent: bool, amount: float",
-)
+SIGNATURES = {
+    "ticket -> team: Literal['billing', 'bug', 'feature request', 'other']": "Choose the team that answers the ticket.",
+    "ticket -> reasoning: str, is_complaint: bool": "Say whether the customer complains.",
+    "ticket -> days_to_answer: int": "Estimate how many days an answer may take.",
+    "ticket -> sentiment: float, reason: str": "Rate the mood of the customer from -1 to 1, and say why in one sentence.",
+    "ticket -> keywords: list[str]": "List the words that the ticket is about.",
+    "ticket -> customer: Customer": "Invent a customer who could have written the ticket.",
+    "ticket -> reasoning: str, priority: Priority, reply: str": "Choose a priority, and write one friendly sentence back.",
+    "ticket -> count: Optional[int], title: str, scores: dict[str, float]": "Give the ticket a title and scores by topic.",
+    "ticket -> summary: str, tags: list[str], is_urgent: bool, amount: float": "Summarise the ticket in one sentence.",
+}
 
 
 def look_up(topic: str, limit: int = 3) -> str:
@@ -87,10 +87,12 @@ def escalate(team: Literal["billing", "engineering"], is_urgent: bool) -> str:
 
 def runs(tickets: Sequence[str]) -> Iterator[tuple[dspy.Module, dict[str, str]]]:
     """Each signature on each ticket, and steps of an agent: two calls for every other ticket."""
-    for text in SIGNATURES:
-        predict = dspy.Predict(dspy.Signature(text, custom_types=TYPES))
+    for text, instructions in SIGNATURES.items():
+        predict = dspy.Predict(dspy.Signature(text, instructions, custom_types=TYPES))
         yield from ((predict, {"ticket": ticket}) for ticket in tickets)
-    agent = dspy.ReAct("ticket -> answer: str", tools=[look_up, escalate], max_iters=1)
+    agent = dspy.ReAct(
+        dspy.Signature("ticket -> answer: str", "Answer the customer's ticket."), tools=[look_up, escalate], max_iters=1
+    )
     yield from ((agent, {"ticket": ticket}) for ticket in tickets[::2])
 
 

@@ -30,7 +30,7 @@ class TestChatSgl(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"temperature": 0, "max_tokens": 32}
+        return {"temperature": 0, "max_tokens": 24}
 
     @property
     def has_tool_choice(self) -> bool:

@@ -33,6 +33,7 @@ __all__ = [
     "decide_async",
     "level_of",
     "one_of",
+    "shares",
     "yes_or_no",
 ]
 
@@ -169,11 +170,11 @@ def _check(state: str, questions: Sequence[Question]) -> None:
 def _decisions(run: ProgramState) -> Decisions:
     metas = [fork.get_meta_info(_ANSWER) for fork in run.ret_value]
     prompt, cached = (sum(meta[count] for meta in metas) for count in ("prompt_tokens", "cached_tokens"))
-    verdicts = tuple(Verdict(_shares(meta["sum_logprobs"])) for meta in metas)
+    verdicts = tuple(Verdict(shares(meta["sum_logprobs"])) for meta in metas)
     return Decisions(verdicts, Usage(prompt, cached, 0), run.run.program_id)
 
 
-def _shares(logprobs: Sequence[float]) -> tuple[float, ...]:
+def shares(logprobs: Sequence[float]) -> tuple[float, ...]:
     """Probabilities of answers, given that it is one of them."""
     top = max(logprobs)
     if math.isinf(top):  # every answer is impossible: none is likelier than another

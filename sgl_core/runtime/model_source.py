@@ -93,7 +93,9 @@ def resolve_model(model: str | None, env: Environment) -> ModelSource:
     if _looks_like_path(model, path):
         raise ModelNotFoundError(_missing_path_message(model, path))
     if _HUB_NAME.fullmatch(model) is None:
-        raise ModelNotFoundError(f"model: {model!r} is neither a folder, a .gguf file nor a Hugging Face name like 'org/name'.")
+        raise ModelNotFoundError(
+            f"model: {model!r} is neither a folder, a .gguf file nor a Hugging Face name like 'org/name'; None is the embedded model."
+        )
     return _folder_source(_hub_folder(model), model)
 
 

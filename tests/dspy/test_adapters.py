@@ -192,6 +192,18 @@ def test_an_unknown_structure_is_refused(make):
         make(structure="strict")
 
 
+@pytest.mark.parametrize("make", [ChatAdapter, JSONAdapter])
+def test_a_structure_in_the_place_of_the_callbacks_is_refused_with_the_cure(make):
+    with pytest.raises(InvalidArgumentError, match=r"^callbacks: .*structure='stop'"):
+        make("stop")
+
+
+def test_configure_makes_the_lm_and_takes_none(lm):
+    for wrong in (lambda: configure(lm=lm), lambda: configure(lm), lambda: configure(adapter=ChatAdapter())):
+        with pytest.raises(InvalidArgumentError, match=r"dspy\.configure\("):
+            wrong()
+
+
 def test_a_field_that_cannot_be_planned_leaves_the_end_of_the_reply(lm):
     options: dict[str, Any] = {}
     ChatAdapter()._call_preprocess(lm, options, dspy.Signature("ticket -> why: str, picture: dspy.Image"), {})
@@ -374,3 +386,35 @@ def test_configure_sets_an_lm_and_an_adapter(engines, model_folder):
     assert type(dspy.settings.adapter) is ChatAdapter
     assert dspy.settings.adapter.structure == "stop"
     assert not engines  # nothing is loaded
+
+
+@pytest.mark.parametrize("adapter", [ChatAdapter(), JSONAdapter()], ids=["chat", "json"])
+def test_metadata_that_is_no_dict_is_refused_by_name(fake, lm, adapter):
+    with pytest.raises(InvalidArgumentError, match="metadata: got 'str'"):
+        ask(lm, adapter, metadata="a note")
+    assert fake.requests == []
+
+
+CALLS = dspy.Signature("ticket, tools: list[dspy.Tool] -> calls: dspy.ToolCalls", custom_types={"dspy": dspy})
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "least"),
+    [
+        ("auto", ["close", "forward"], 0),
+        ("required", ["close", "forward"], 1),
+        ({"type": "function", "function": {"name": "close"}}, ["close"], 1),
+    ],
+)
+def test_a_demanded_call_is_demanded_of_calls_in_text_too(choice, names, least):
+    def written(ids, params):
+        return '{"tool_calls":[{"name":"close","args":{}}]}'
+
+    lm = SglLM(backend=FakeBackend(written), cache=False)
+    tools = [dspy.Tool(lambda: None, name=name, desc=name) for name in ("close", "forward")]
+    with dspy.context(lm=lm, adapter=ChatAdapter()):
+        dspy.Predict(CALLS)(ticket="It broke.", tools=tools, config={"tool_choice": choice})
+    [step] = [step for step in program_of(lm).steps if isinstance(step, JsonValue)]
+    calls = step.schema["properties"]["tool_calls"]
+    assert [one["properties"]["name"]["const"] for one in calls["items"]["anyOf"]] == names
+    assert calls.get("minItems", 0) == least

@@ -184,6 +184,13 @@ def test_options_out_of_range_are_refused(fake, options):
         quiet(Echo(), questions("a"), **options)
 
 
+@pytest.mark.parametrize("examples", [5, {"question": "a"}, "text", dspy.Example(question="a").with_inputs("question")])
+def test_one_example_instead_of_a_list_is_refused(fake, examples):
+    with pytest.raises(InvalidArgumentError, match=r"^examples: "):
+        quiet(Echo(), examples)
+    assert fake.requests == []
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(InvalidArgumentError, match="module"):
         run_batch(print, [])
@@ -238,3 +245,10 @@ def test_an_engine_that_shares_in_flight_computes_the_first_prefix_by_itself():
         dspy.configure(lm=SglLM(backend=fake, cache=False))
         quiet(TwoSteps(), questions("a", "b"))
         assert [request.when_idle for request in fake.prefetches] == [True]
+
+
+def test_what_is_computed_first_stays_in_the_namespace_of_the_lm():
+    fake = FakeBackend(reply=lambda ids, params: "fine")
+    dspy.configure(lm=SglLM(backend=fake, namespace="ours"))
+    quiet(Echo(), [{"question": text} for text in ("one", "two")])
+    assert {request.namespace for request in fake.prefetches} == {"ours"}

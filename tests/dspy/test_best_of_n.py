@@ -419,6 +419,18 @@ def test_a_bad_number_at_once_is_refused_when_it_is_made(bad):
         BestOfN(Program(), 2, number, 1.0, speculate=bad)
 
 
+@pytest.mark.parametrize("bad", [-1, True, 1.5, "2"])
+def test_a_bad_number_of_attempts_is_refused_when_it_is_made(bad):
+    with pytest.raises(ValueError, match=r"^N: "):
+        BestOfN(Program(), bad, number, 1.0)
+
+
+@pytest.mark.parametrize("bad", [Program, print])
+def test_what_is_no_module_is_refused_when_it_is_made(bad):
+    with pytest.raises(ValueError, match=r"^module: "):
+        BestOfN(bad, 2, number, 1.0)
+
+
 def test_it_copies_and_saves_as_dspys_own(tmp_path):
     best = BestOfN(Program(), 3, number, 1.0, speculate=2)
     stock = dspy.BestOfN(Program(), 3, number, 1.0)
@@ -487,3 +499,20 @@ def test_five_candidates_of_a_comparison_are_submitted_at_once():
         compare = dspy.MultiChainComparison("question -> answer", M=5)
         assert compare([candidates[i] for i in range(5)], question="why?").rationale.startswith("because of")
         assert len(fake.requests) == 6
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_search_inside_an_attempt_that_is_left_is_left_with_it(is_async):
+    hold, held = threading.Event(), []
+
+    def reply(ids, params):
+        if params.seed != candidate_seed(SEED, 0, 0):
+            held.append(hold.wait(WAIT_S))
+        return "[[ ## answer ## ]]\n1\n\n[[ ## completed ## ]]\n"
+
+    with FakeBackend(reply=reply) as fake:
+        seeded(fake)
+        search = BestOfN(BestOfN(Program(), 2, number, 1.0), 2, number, 1.0)
+        found = asyncio.run(search.acall(question="x")) if is_async else search(question="x")
+        assert (found.answer, held) == ("1", [])
+        hold.set()

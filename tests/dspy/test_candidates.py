@@ -11,6 +11,7 @@ from dspy.clients import execution
 from sgl_core.errors import EngineStepError, QueueFull
 from sgl_core.testing import FakeBackend
 from sgl_dspy import SglEngine, SglLM
+from sgl_dspy.adapters import ChatAdapter
 from sgl_dspy.candidates import candidate_seed
 
 WAIT_S = 60.0
@@ -135,6 +136,14 @@ def test_a_full_queue_makes_later_candidates_wait_for_their_turn():
 
     fake = Narrow(latency_s=0.01)
     assert len(SglLM(backend=fake, temperature=1.0)("Hello", n=3)) == 3
+
+
+def test_a_candidate_whose_reply_found_the_queue_full_is_asked_for_in_its_turn():
+    refused = iter([None, QueueFull("full"), QueueFull("full")])
+    fake = FakeBackend(reply=lambda ids, params: "text", fail=lambda request: next(refused, None))
+    ask = dspy.Predict("question -> answer")
+    with dspy.context(lm=SglLM(backend=fake, temperature=1.0), adapter=ChatAdapter()):
+        assert ask(question="Hello", config={"n": 3}).completions.answer == ["text"] * 3
 
 
 class Held(FakeBackend):

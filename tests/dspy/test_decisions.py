@@ -274,6 +274,9 @@ BAD = [
     ("x", {"q": {"type": "box", "instructions": "Where?"}}, r"questions\['q'\]\['type'\].*'box'"),
     ("x", {"q": {"type": "choice", "instructions": "Which?", "criteria": {}}}, "descriptions by answer"),
     ("x", {"q": {"type": "score", "instructions": "Which?", "criteria": {"a": "b"}}}, "a list of levels"),
+    ("x", {"q": {"type": "choice", "instructions": "Which?", "criteria": {1: "one", "1": "uno"}}}, "the same as text"),
+    ("x", {"q": "Which?"}, r"questions\['q'\].*'str'"),
+    ("x", None, "questions.*'NoneType'"),
 ]
 
 

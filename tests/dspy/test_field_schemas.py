@@ -1,6 +1,7 @@
 """Schemas that replies are decoded by: closed, in few words, with texts that are not blank."""
 
 import dataclasses
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -146,3 +147,20 @@ def test_tool_calls_pair_each_name_with_its_own_arguments():
 def test_without_known_tools_any_may_be_called():
     call = tool_calls_schema({})["properties"]["tool_calls"]["items"]
     assert call["properties"] == {"name": TEXT, "args": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "read", "unread"),
+    [
+        (dict[int, str], ("0", "-7", "12"), ("", "x", "01", "1.5")),
+        (dict[Annotated[int, pydantic.Field(gt=0, le=9)], str], ("1", "9"), ("0", "10", "-1")),
+        (dict[float, Any], ("0", "-2.5"), ("", "x", "1e")),
+        (dict[bool, int], ("true", "false"), ("maybe",)),
+    ],
+)
+def test_keys_that_are_read_as_numbers_are_written_so(annotation, read, unread):
+    schema = schema_of(annotation)
+    [pattern] = schema["patternProperties"]
+    assert schema["additionalProperties"] is False
+    assert all(re.search(pattern, key) for key in read)
+    assert not any(re.search(pattern, key) for key in unread)

@@ -128,3 +128,19 @@ def test_who_starts_a_twin_by_chance_takes_the_first_ones_flight():
     assert producer.aborted == [twin.id]
     first.finish(RESULT)
     assert [seat.result(WAIT_S) for seat in seats] == [RESULT, RESULT]
+
+
+def test_a_caller_whom_two_threads_abort_at_once_leaves_once(monkeypatch):
+    flights, producer = Flights(), Producer()
+    leaving, staying = (flights.join("k", producer.start) for _ in range(2))
+    fail = RequestHandle.fail
+
+    def fail_late(handle, error):
+        handle.abort()  # the other thread's, which comes while the first one's is under way
+        fail(handle, error)
+
+    monkeypatch.setattr(RequestHandle, "fail", fail_late)
+    leaving.abort()
+    assert producer.aborted == []
+    producer.handles[0].finish(RESULT)
+    assert staying.result(WAIT_S) is RESULT

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import inspect
 import json
 import re
 from multiprocessing.reduction import ForkingPickler
@@ -9,12 +10,13 @@ from multiprocessing.reduction import ForkingPickler
 import dspy
 import pytest
 from dspy import lm15
+from dspy.clients.backend_selection import CLIENT_KEYS
 
-from sgl_core.errors import InvalidArgumentError, ModelNotFoundError
+from sgl_core.errors import InvalidArgumentError, ModelNotFoundError, UnknownOptionError
 from sgl_core.testing import FakeBackend
 from sgl_dspy import SglAsyncEngine, SglEngine, SglLM
 from sgl_dspy.lower import SUPPORTED_PARAMS
-from sgl_dspy.options import OWN_OPTIONS
+from sgl_dspy.options import OWN_OPTIONS, check_names
 
 OPTIONS = sorted(SUPPORTED_PARAMS | {"n", "rollout_id", "reasoning_effort", "metadata"})
 
@@ -250,10 +252,59 @@ def test_only_chat_is_a_model_type(backend):
         SglLM(backend=backend, model_type="responses")
 
 
-@pytest.mark.parametrize("name", ["regexp", "extra_body", "best_of"])
-def test_an_option_that_dspy_does_not_know_is_refused_by_name(backend, name):
-    with pytest.raises(dspy.LMUnsupportedFeatureError, match=name):
-        SglLM(backend=backend)("Hello", **{name: "x"})
+@pytest.mark.parametrize(
+    ("name", "meant"), [("regexp", "regex"), ("max_token", "max_tokens"), ("temprature", "temperature"), ("extra_body", None)]
+)
+def test_an_option_that_nobody_knows_is_refused_at_once_and_everywhere(backend, name, meant):
+    lm = SglLM(backend=backend)
+    uses = (lambda **k: SglLM(backend=backend, **k), lm.copy, lambda **k: lm("Hello", **k), dspy.Predict("question -> answer"))
+    for use in (*uses[:3], lambda **k: uses[3](question="What?", config=k)):
+        with dspy.context(lm=lm), pytest.raises(UnknownOptionError) as raised:
+            use(**{name: 0.5})
+        assert raised.value.given == name
+        assert raised.value.cure == ("" if meant is None else f"Did you mean {meant!r}?")
+    assert backend.requests == []
+
+
+def test_an_unknown_option_of_an_awaited_call_is_refused(backend):
+    with pytest.raises(UnknownOptionError, match="regexp"):
+        asyncio.run(SglLM(backend=backend).acall("Hello", regexp="a"))
+
+
+def test_a_misspelt_argument_of_the_constructor_is_refused_with_the_nearest():
+    with pytest.raises(UnknownOptionError, match="Did you mean 'engine_options'"):
+        SglLM(engine_option={"dtype": "float32"})
+
+
+def test_whatever_dspy_takes_is_left_to_dspy():
+    taken = set(inspect.signature(dspy.LM).parameters) | CLIENT_KEYS - {"engine"}
+    check_names("SglLM", taken - {"engine", "kwargs"}, SUPPORTED_PARAMS)
+
+
+def test_a_backend_in_the_place_of_the_model_is_refused_with_the_cure(backend):
+    with pytest.raises(InvalidArgumentError, match=r"SglLM\(backend=\.\.\.\)"):
+        SglLM(backend)
+
+
+def test_a_class_is_no_backend():
+    with pytest.raises(InvalidArgumentError, match="backend"):
+        SglLM(backend=FakeBackend)
+
+
+def test_engine_options_that_are_no_dict_are_refused():
+    with pytest.raises(InvalidArgumentError, match="engine_options"):
+        SglLM(engine_options="float32")
+
+
+def test_a_prefix_to_prefetch_is_said_once(backend):
+    for given in ({}, {"prompt": "a", "messages": [{"role": "user", "content": "b"}]}):
+        with pytest.raises(InvalidArgumentError, match="messages"):
+            SglLM(backend=backend).prefetch(**given)
+
+
+def test_an_unknown_option_of_a_prompt_is_refused(backend):
+    with pytest.raises(UnknownOptionError, match="tool_choice"):
+        SglLM(backend=backend).inspect_prompt("Hello", tool_choices="auto")
 
 
 # ---- copies ----------------------------------------------------------------------------------------------------------
@@ -311,3 +362,10 @@ def test_a_state_of_other_weights_is_refused(model_folder):
 def test_a_borrowed_backend_has_no_state_and_says_what_to_do(backend):
     with pytest.raises(InvalidArgumentError, match="engine_options"):
         SglLM(backend=backend).dump_state()
+
+
+def test_scores_and_prefetched_prefixes_stay_in_the_namespace_of_the_lm(backend):
+    for lm in (SglLM(backend=backend, namespace="ours"), SglLM(backend=backend, prompt_cache=lm15.CacheConfig(key="ours"))):
+        lm.score("Hello", ["Hi"])
+        lm.prefetch("Hello")
+    assert [request.namespace for request in (*backend.scores, *backend.prefetches)] == ["ours"] * 4

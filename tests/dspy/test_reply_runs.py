@@ -8,6 +8,7 @@ import pytest
 
 from sgl_core.errors import ContextLengthError, EngineStepError, InvalidArgumentError
 from sgl_core.testing import FakeBackend
+from sgl_core.testing.byte_codec import ByteCodec
 from sgl_core.types import FinishReason, SamplingParams
 from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram
 from sgl_dspy.reply_runs import submit_reply
@@ -192,3 +193,18 @@ def test_with_a_seed_a_reply_is_reproducible_and_its_fields_have_noise_of_their_
     seeds = [[request.params.seed for request in backend.requests] for backend in backends]
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 2
+
+
+def test_a_codec_that_fails_at_the_end_of_a_reply_fails_the_reply():
+    class Failing(ByteCodec):
+        num_ends = 0
+
+        def encode(self, text):
+            self.num_ends += text.endswith("[[ ## completed ## ]]\n")
+            if self.num_ends > 1:  # the first time it is only counted
+                raise ValueError("no such token")
+            return super().encode(text)
+
+    handle = submit(backend=FakeBackend(scripted, codec=Failing()))
+    with pytest.raises(ValueError, match="no such token"):
+        handle.result(WAIT_S)

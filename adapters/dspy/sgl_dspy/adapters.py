@@ -35,11 +35,15 @@ _OWN_FORMAT: Final = ("logprobs", "response_format", "tools", "top_logprobs")
 
 
 class _CallOptions(dict[str, Any]):
-    """A copy of the options of a call, which may be shared, and the demos of it."""
+    """A copy of the options of a call, which may be shared, the demos of it, and its ``tool_choice``.
+
+    DSPy takes that one out of the options where calls are written as text.
+    """
 
     def __init__(self, options: Mapping[str, Any], demos: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(options)
         self.demos = demos
+        self.tool_choice: Any = options.tool_choice if isinstance(options, _CallOptions) else options.get("tool_choice")
 
 
 class _StructuredReplies:
@@ -101,16 +105,20 @@ class _StructuredReplies:
         program = None
         if self.structure == "fields":
             demos = lm_kwargs.demos if isinstance(lm_kwargs, _CallOptions) else None
+            must_call, tools = _demanded(lm_kwargs, tools_in_reach(signature, inputs))
             program = reply_program_for(
                 signature,
                 is_json=self._is_json,
-                tools=tools_in_reach(signature, inputs),
+                tools=tools,
+                must_call=must_call,
                 shared=None if demos is None else (0, _num_static(signature, demos, inputs)),
             )
         if program is None:
             self._without_program(lm, lm_kwargs)
             return
         metadata = _option(lm, lm_kwargs, "metadata") or {}
+        if not isinstance(metadata, Mapping):
+            raise InvalidArgumentError("metadata", type(metadata).__name__, "a dict")
         lm_kwargs["metadata"] = {**metadata, PROGRAM_KEY: program.to_json()}
 
     def _writes_freely(self, lm: dspy.BaseLM, lm_kwargs: Mapping[str, Any]) -> bool:
@@ -132,7 +140,7 @@ class ChatAdapter(_StructuredReplies, dspy.ChatAdapter):  # type: ignore[misc]  
         callbacks, use_native_function_calling, native_response_types, use_json_adapter_fallback, parallel_tool_calls: as DSPy's.
 
     Raises:
-        InvalidArgumentError: ``structure`` is none of the three.
+        InvalidArgumentError: ``structure`` is none of the three, or stands where ``callbacks`` belong.
     """
 
     # As with ``_UNWRAPPED_FORMAT``.
@@ -156,7 +164,7 @@ class ChatAdapter(_StructuredReplies, dspy.ChatAdapter):  # type: ignore[misc]  
             use_json_adapter_fallback=use_json_adapter_fallback,
             parallel_tool_calls=parallel_tool_calls,
         )
-        self.structure = _checked(structure)
+        self.structure = _checked(structure, callbacks)
 
     def _make_json_adapter_fallback(self) -> JSONAdapter:
         return JSONAdapter(
@@ -183,7 +191,7 @@ class JSONAdapter(_StructuredReplies, dspy.JSONAdapter):  # type: ignore[misc]  
         callbacks, use_native_function_calling, parallel_tool_calls: as DSPy's.
 
     Raises:
-        InvalidArgumentError: ``structure`` is none of the three.
+        InvalidArgumentError: ``structure`` is none of the three, or stands where ``callbacks`` belong.
     """
 
     _is_json = True
@@ -203,7 +211,7 @@ class JSONAdapter(_StructuredReplies, dspy.JSONAdapter):  # type: ignore[misc]  
             use_native_function_calling=use_native_function_calling,
             parallel_tool_calls=parallel_tool_calls,
         )
-        self.structure = _checked(structure)
+        self.structure = _checked(structure, callbacks)
 
     def _prepare_response_format(self, lm: dspy.BaseLM, lm_kwargs: dict[str, Any], signature: type[dspy.Signature]) -> None:
         """Wait for what ``_structure`` finds: a program takes its place, and it takes a while to make."""
@@ -231,6 +239,10 @@ def configure(model: str | None = None, *, structure: Structure = "fields", **lm
         InvalidArgumentError: as ``SglLM`` and ``ChatAdapter``.
         ModelError: the model cannot be found.
     """
+    for name, is_given in (("adapter", "adapter" in lm_options), ("lm", "lm" in lm_options or isinstance(model, dspy.BaseLM))):
+        if is_given:
+            cure = "With one of your own, write dspy.configure(lm=..., adapter=...)."
+            raise InvalidArgumentError("configure", name, "a model, structure, and options of SglLM", cure)
     adapter = ChatAdapter(structure=structure)
     dspy.configure(lm=SglLM(model, **lm_options), adapter=adapter)
 
@@ -256,6 +268,17 @@ def tools_in_reach(signature: type[dspy.Signature], inputs: Mapping[str, Any]) -
         if isinstance(module, dspy.ReAct) and module.tools.keys() == names:
             return dict(module.tools)
     return None
+
+
+def _demanded(lm_kwargs: Mapping[str, Any], tools: dict[str, Tool] | None) -> tuple[bool, dict[str, Tool] | None]:
+    """Whether the caller demands a call, and the tools that it may be of."""
+    choice = lm_kwargs.tool_choice if isinstance(lm_kwargs, _CallOptions) else None
+    match choice:
+        case "required":
+            return True, tools
+        case {"function": {"name": str(name)}} if tools is not None and name in tools:
+            return True, {name: tools[name]}
+    return False, tools
 
 
 def _option(lm: dspy.BaseLM, lm_kwargs: Mapping[str, Any], name: str) -> Any:
@@ -290,7 +313,10 @@ def _num_shown(signature: type[dspy.Signature], demos: Sequence[Mapping[str, Any
     return sum(map(is_shown, demos))
 
 
-def _checked(structure: Structure) -> Structure:
+def _checked(structure: Structure, callbacks: object) -> Structure:
+    if isinstance(callbacks, str):
+        cure = f"Write structure={callbacks!r}." if callbacks in _STRUCTURES else ""
+        raise InvalidArgumentError("callbacks", callbacks, "a list of callbacks, or None", cure)
     if structure not in _STRUCTURES:
         raise InvalidArgumentError("structure", structure, " or ".join(map(repr, _STRUCTURES)))
     return structure

@@ -33,7 +33,8 @@ class BackendRef:
 
     def __init__(self, source: EngineConfig | Backend) -> None:
         """Keep the source; nothing is loaded."""
-        if not isinstance(source, EngineConfig | Backend):
+        # A class has all methods of a backend, too.
+        if isinstance(source, type) or not isinstance(source, EngineConfig | Backend):
             expected = "a backend such as sgl_native.Engine()"
             raise InvalidArgumentError(
                 "backend", type(source).__name__, expected, "For a model by name or path write model=..."

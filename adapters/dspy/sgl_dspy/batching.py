@@ -63,7 +63,10 @@ def run_batch(
         RequestAborted: ``max_errors`` examples failed; the last error is its cause.
     """
     if not isinstance(module, dspy.Module):
-        raise InvalidArgumentError("module", type(module).__name__, "a dspy.Module")
+        cure = "Make an instance of it first." if isinstance(module, type) else ""
+        raise InvalidArgumentError("module", type(module).__name__, "a dspy.Module", cure)
+    if isinstance(examples, str | dspy.Example | dict) or not isinstance(examples, Sequence):
+        raise InvalidArgumentError("examples", type(examples).__name__, "a list of examples")
     for name, value in (("max_errors", max_errors), ("max_concurrency", max_concurrency)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InvalidArgumentError(name, value, "an int of at least 1, or None")
@@ -141,7 +144,10 @@ class _Batch:
         info = error if self._with_traceback else None
         _logger.error("run_batch: example %d failed: %s: %s", index, type(error).__name__, error, exc_info=info)
         if len(self.errors) >= self._max_errors:
-            raise RequestAborted(f"run_batch: {len(self.errors)} examples failed, which is max_errors") from error
+            message = (
+                f"run_batch: {len(self.errors)} examples failed, which is max_errors; the last error is the cause of this one"
+            )
+            raise RequestAborted(message) from error
 
 
 def _call_of(index: int, example: Any) -> Call:

@@ -45,7 +45,7 @@ class BestOfN(dspy.BestOfN):  # type: ignore[misc]  # dspy has no types
             is 1, too, or the streams of several attempts would mix.
 
     Raises:
-        InvalidArgumentError: ``speculate`` is neither None nor a positive int.
+        InvalidArgumentError: ``module`` is no module, ``N`` no count, or ``speculate`` neither None nor a positive int.
     """
 
     def __init__(
@@ -59,6 +59,11 @@ class BestOfN(dspy.BestOfN):  # type: ignore[misc]  # dspy has no types
         speculate: int | None = None,
     ) -> None:
         """Run nothing."""
+        if not isinstance(module, dspy.Module):
+            cure = "Make an instance of it first." if isinstance(module, type) else ""
+            raise InvalidArgumentError("module", type(module).__name__, "a dspy.Module", cure)
+        if N != 0 and not _is_count(N):
+            raise InvalidArgumentError("N", N, "an int, not negative")
         _check_speculate(speculate)
         super().__init__(module, N, reward_fn, threshold, fail_count)
         self.speculate = speculate
@@ -212,6 +217,9 @@ class _Search:
 
 
 def _check_speculate(speculate: object) -> None:
-    is_count = isinstance(speculate, int) and not isinstance(speculate, bool) and speculate > 0
-    if speculate is not None and not is_count:
+    if speculate is not None and not _is_count(speculate):
         raise InvalidArgumentError("speculate", speculate, "the number of attempts that run at once, from 1, or None")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -55,6 +55,8 @@ class _Group:
     def begin(self, asked: object, call: Startable, flights: Flights) -> Handle[GenResult]:
         """The next candidate's handle; submits it and those behind it that are not under way."""
         self._asked = asked
+        if self._was_refused(self._handles[self._next]):
+            self._handles[self._next] = None  # a place was missing when it came along with others; now it is asked for itself
         for index in range(self._next, len(self._handles)):
             if self._handles[index] is None:
                 try:
@@ -82,6 +84,11 @@ class _Group:
         for handle in self._handles[self._next :]:
             if handle is not None:
                 handle.abort()
+
+    @staticmethod
+    def _was_refused(handle: Handle[GenResult] | None) -> bool:
+        """Whether it found the queue full, which the engine says of the later requests of a reply when they come."""
+        return handle is not None and handle.done() and isinstance(handle.error(), QueueFull)
 
     def _start(self, call: Startable, index: int, flights: Flights) -> Handle[GenResult]:
         seed = candidate_seed(call.seed, self._rollout, index)

@@ -201,6 +201,8 @@ class _Asked:
     """One request: DSPy's, and the same in words."""
 
     def __init__(self, state: object, questions: Mapping[str, Any]) -> None:
+        if not isinstance(questions, Mapping):
+            raise InvalidArgumentError("questions", type(questions).__name__, "a dict of questions by name")
         self.questions = questions
         self.state = _text("state", _inputs_last(state))
         self.texts = tuple(_question(f"questions[{name!r}]", question) for name, question in questions.items())
@@ -228,6 +230,8 @@ def _inputs_last(state: object) -> object:
 
 
 def _question(where: str, question: Mapping[str, Any]) -> Question:
+    if not isinstance(question, Mapping):
+        raise InvalidArgumentError(where, type(question).__name__, "a dict with type, instructions and criteria")
     instructions = _text(f"{where}['instructions']", question.get("instructions"))
     criteria = _plain(f"{where}['criteria']", question.get("criteria"))
     match question.get("type"), criteria:
@@ -235,6 +239,8 @@ def _question(where: str, question: Mapping[str, Any]) -> Question:
             outcomes = criteria or {}
             return yes_or_no(instructions, yes=_described(outcomes.get("true")), no=_described(outcomes.get("false")))
         case "choice", dict() if criteria:
+            if len(criteria) < len(question["criteria"]):
+                raise InvalidArgumentError(f"{where}['criteria']", "labels that are the same as text", "different ones")
             return one_of(instructions, {label: _described(description) for label, description in criteria.items()})
         case "score", list() if criteria:
             return level_of(instructions, [_described(level) for level in criteria])

@@ -14,7 +14,9 @@ import pydantic
 from dspy.adapters.types import Tool
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core.core_schema import DecimalSchema
+from pydantic_core.core_schema import DecimalSchema, DictSchema
+
+from sgl_dspy.number_patterns import decimal_number, whole_number
 
 __all__ = ["NOT_BLANK", "arguments_schema", "schema_of", "tool_calls_schema"]
 
@@ -41,6 +43,37 @@ class _Schemas(GenerateJsonSchema):
         described = super().decimal_schema(schema)
         alternatives = described.get("anyOf", [described])
         return next((one for one in alternatives if one.get("type") == "number"), described)
+
+    def dict_schema(self, schema: DictSchema) -> dict[str, Any]:
+        """An object whose keys can be read as what they stand for, of which Pydantic says nothing for numbers."""
+        described = super().dict_schema(schema)
+        pattern = _key_pattern(schema.get("keys_schema", {}))
+        if pattern is None:
+            return described
+        values = described.pop("additionalProperties")
+        return {
+            **described,
+            "patternProperties": {f"^{pattern}$": {} if values is True else values},
+            "additionalProperties": False,
+        }
+
+
+def _key_pattern(keys: Mapping[str, Any]) -> str | None:
+    """What the keys of an object match, where they are read as numbers or truth values; None for others."""
+    match keys.get("type"):
+        case "int":
+            least = max((bound for bound in (keys.get("ge"), _next(keys.get("gt"), 1)) if bound is not None), default=None)
+            most = min((bound for bound in (keys.get("le"), _next(keys.get("lt"), -1)) if bound is not None), default=None)
+            return whole_number(least, most)
+        case "float":
+            return decimal_number(None, None)
+        case "bool":
+            return "(?:true|false)"
+    return None
+
+
+def _next(bound: int | None, step: int) -> int | None:
+    return None if bound is None else bound + step
 
 
 def schema_of(annotation: Any) -> dict[str, Any] | None:
@@ -71,15 +104,17 @@ def arguments_schema(tool: Tool) -> dict[str, Any]:
     }
 
 
-def tool_calls_schema(arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def tool_calls_schema(arguments: Mapping[str, Mapping[str, Any]], *, must_call: bool = False) -> dict[str, Any]:
     """``dspy.ToolCalls`` as text: a list of calls, each with the arguments of its own tool.
 
     Args:
         arguments: the schema of each tool's arguments by its name; of no tools if any may be called.
+        must_call: at least one is.
     """
     calls = [_call({"const": name}, schema) for name, schema in arguments.items()]
     one = {"anyOf": calls} if calls else _call({"type": "string", "pattern": NOT_BLANK}, {"type": "object"})
-    return _closed({"tool_calls": {"type": "array", "items": one}})
+    least = {"minItems": 1} if must_call else {}
+    return _closed({"tool_calls": {"type": "array", "items": one, **least}})
 
 
 def _call(name: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def reply_program_for(
     *,
     is_json: bool = False,
     tools: Mapping[str, Tool] | None = None,
+    must_call: bool = False,
     shared: tuple[int, int] | None = None,
 ) -> ReplyProgram | None:
     """How a reply to this signature is to be written, or None if one of its fields has no step.
@@ -127,6 +128,7 @@ def reply_program_for(
         signature: its output fields, in order.
         is_json: one JSON object, indented as DSPy's JSONAdapter renders it; else the chat format.
         tools: what may be called, for ``dspy.ToolCalls`` and for the steps of ReAct; None where that is not known.
+        must_call: ``dspy.ToolCalls`` hold at least one call.
         shared: see ``ReplyProgram``.
 
     Raises:
@@ -136,6 +138,7 @@ def reply_program_for(
         tuple(ReplyField.of(name, info) for name, info in signature.output_fields.items()),
         is_json,
         None if tools is None else json.dumps({name: arguments_schema(tool) for name, tool in tools.items()}),
+        must_call,
     )
     program = _kept(asked) if _is_hashable(asked) else _program(asked)
     return program if program is None or shared is None else replace(program, shared=shared)
@@ -148,7 +151,11 @@ def unplanned_fields(signature: type[dspy.Signature], *, is_json: bool = False) 
 
 
 def step_for(
-    node: ReplyField, *, is_json: bool = False, arguments: Mapping[str, Mapping[str, Any]] | None = None
+    node: ReplyField,
+    *,
+    is_json: bool = False,
+    arguments: Mapping[str, Mapping[str, Any]] | None = None,
+    must_call: bool = False,
 ) -> Step | None:
     """The step of one field: ours, or else a plugin's; None if nobody knows its type.
 
@@ -156,13 +163,14 @@ def step_for(
         node: the field.
         is_json: see ``FieldBuilder``.
         arguments: the schema of the arguments of each tool, for ``dspy.ToolCalls``; None if any may be called.
+        must_call: at least one is.
 
     Raises:
         PluginHookError: a plugin answered with something else than a step of this field.
     """
     builder = FieldBuilder(node.name, is_json)
     if node.annotation is dspy.ToolCalls:
-        return builder.json(tool_calls_schema(arguments or {}))
+        return builder.json(tool_calls_schema(arguments or {}, must_call=must_call))
     step = _own_step(node, builder)
     if step is not None:
         return step
@@ -247,6 +255,7 @@ class _Asked:
     fields: tuple[ReplyField, ...]
     is_json: bool
     arguments: str | None
+    must_call: bool
 
 
 def _is_hashable(asked: _Asked) -> bool:
@@ -267,7 +276,7 @@ def _program(asked: _Asked) -> ReplyProgram | None:
     arguments = None if asked.arguments is None else json.loads(asked.arguments)
     steps: dict[str, Step] = {}
     for node in asked.fields:
-        step = step_for(node, is_json=asked.is_json, arguments=arguments)
+        step = step_for(node, is_json=asked.is_json, arguments=arguments, must_call=asked.must_call)
         if step is None:
             return None
         steps[node.name] = step

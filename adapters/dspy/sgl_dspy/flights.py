@@ -60,8 +60,10 @@ class Flights:
 
     def _leave(self, key: Hashable, flight: _Flight, seat: RequestHandle[GenResult]) -> None:
         with self._lock:
-            flight.seats -= 1
-            is_last = flight.seats == 0
+            if seat in flight.left:
+                return  # two threads abort it at once
+            flight.left.add(seat)
+            is_last = len(flight.left) == flight.seats
             if is_last:
                 self._forget(key, flight)
         if is_last:
@@ -84,10 +86,11 @@ class Flights:
 
 
 class _Flight:
-    """A request and how many wait for it."""
+    """A request, how many came to wait for it, and who of them has left."""
 
-    __slots__ = ("handle", "seats")
+    __slots__ = ("handle", "left", "seats")
 
     def __init__(self, handle: Handle[GenResult]) -> None:
         self.handle = handle
         self.seats = 0
+        self.left: set[RequestHandle[GenResult]] = set()

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from dspy import lm15
 
+from sgl_core.chat.decisions import shares
 from sgl_core.ids import new_id
 from sgl_core.types import ScoreRequest, ScoreResult, Usage
 from sgl_dspy.calls import PreparedCall
@@ -58,10 +59,10 @@ def judge(
         ids = call.prompt.ids + codec.encode(text + before)
         spans = tuple(codec.encode(ending) for ending in endings)
         result = yield ScoreRequest(ids, spans, namespace=call.namespace, timeout_s=call.timeout_s)
-        shares = _shares([math.fsum(row) for row in result.token_logprobs])
-        best = max(range(len(shares)), key=shares.__getitem__)
+        likelihoods = shares([math.fsum(row) for row in result.token_logprobs])
+        best = max(range(len(likelihoods)), key=likelihoods.__getitem__)
         value[judgment.name] = list(judgment.answers.values())[best]
-        probabilities[judgment.name] = dict(zip(judgment.answers, shares, strict=True))
+        probabilities[judgment.name] = dict(zip(judgment.answers, likelihoods, strict=True))
         text += before + endings[best]
         usages.append(result.usage)
     prompt = len(call.prompt.ids)
@@ -110,14 +111,6 @@ def _written(judgment: Judgment, *, is_first: bool, is_last: bool) -> tuple[str,
     before = f"{'{' if is_first else ' '}{_json(judgment.name)}: {quote}"
     end = "}" if is_last else ","
     return before, [f"{_json(value)[len(quote) :]}{end}" for value in values]
-
-
-def _shares(logprobs: Sequence[float]) -> list[float]:
-    """Probabilities of answers, given that it is one of them."""
-    top = max(logprobs)
-    weights = [math.exp(logprob - top) for logprob in logprobs]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
 
 
 def _json(value: object) -> str:

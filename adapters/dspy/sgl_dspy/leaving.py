@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import dspy
@@ -28,18 +28,22 @@ class AttemptLeft(BaseException):
 
 
 class Exit:
-    """The way out of one attempt. Thread-safe; owns nothing, its requests are those of the calls that wait for them."""
+    """The way out of one attempt. Thread-safe; owns nothing, its requests are those of the calls that wait for them.
+
+    An exit that is made inside another attempt leads out of both: whoever leaves that one leaves this one, too.
+    """
 
     def __init__(self) -> None:
         """Nobody has left."""
+        self._outer = _current()
         self._lock = threading.Lock()
         self._waiting: set[Handle[Any]] = set()
         self._is_left = False
 
     @property
     def is_left(self) -> bool:
-        """Whether ``leave`` was called."""
-        return self._is_left
+        """Whether ``leave`` was called, here or further out."""
+        return self._is_left or (self._outer is not None and self._outer.is_left)
 
     def inside(self) -> AbstractContextManager[None]:
         """Calls of LMs in this context can be left through it."""
@@ -57,6 +61,11 @@ class Exit:
     @contextmanager
     def watching(self, handle: Handle[Any]) -> Iterator[None]:
         """Abort ``handle`` when somebody leaves meanwhile, and raise AttemptLeft for what comes of that."""
+        with nullcontext() if self._outer is None else self._outer.watching(handle), self._watching(handle):
+            yield
+
+    @contextmanager
+    def _watching(self, handle: Handle[Any]) -> Iterator[None]:
         with self._lock:
             self._waiting.add(handle)
             is_late = self._is_left

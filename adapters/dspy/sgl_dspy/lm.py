@@ -23,7 +23,8 @@ from sgl_core.errors import InvalidArgumentError
 from sgl_dspy.candidates import candidate_group
 from sgl_dspy.engine import SglAsyncEngine, SglEngine
 from sgl_dspy.labels import check_label, is_label
-from sgl_dspy.options import OWN_OPTIONS, moved
+from sgl_dspy.lower import SUPPORTED_PARAMS
+from sgl_dspy.options import OPTIONS_KEY, OWN_OPTIONS, check_names, moved, standing_namespace
 from sgl_dspy.providers import SglProvider
 
 __all__ = ["SglLM"]
@@ -55,6 +56,7 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
 
     Raises:
         InvalidArgumentError: arguments that do not go together, or a label of other weights.
+        UnknownOptionError: an option that there is not; calls raise it, too.
         ModelError: the model cannot be found.
     """
 
@@ -78,11 +80,18 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
             raise InvalidArgumentError("model_type", model_type, '"chat"')
         for name in _ENGINE_ONLY & settings.keys():
             raise InvalidArgumentError("SglLM", name, "an option of a request", f"Write engine_options={{{name!r}: ...}}.")
+        check_names("SglLM", settings, SUPPORTED_PARAMS | set(_FIXED))
+        if isinstance(model, Backend | SglEngine):
+            raise InvalidArgumentError("model", type(model).__name__, "a name or path", "Write SglLM(backend=...).")
         label = model if isinstance(model, str) and is_label(model) else None
         given = [value for value in (backend, engine) if value is not None]
         if len(given) > 1 or (given and (engine_options or (model is not None and label is None))):
+            others = "model, engine_options, engine" if backend is not None else "model, engine_options, backend"
             raise InvalidArgumentError(
-                "engine", type(given[-1]).__name__, "nothing else that says where to run (model, engine_options, backend)"
+                "engine" if backend is None else "backend",
+                type(given[0]).__name__,
+                f"nothing else that says where to run ({others})",
+                "Leave one of them out.",
             )
         runner = _made(None if label else model, engine_options or {}) if not given else _wrapped(given[0])
         if async_engine is not None and not runner.shares_backend_with(async_engine):
@@ -118,7 +127,10 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
             return await super().acall(prompt, messages=messages, **kwargs)
 
     def _moved(self, prompt: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return kwargs if _is_typed(prompt, kwargs) else moved(kwargs, self.kwargs)
+        if _is_typed(prompt, kwargs):
+            return kwargs
+        check_names("SglLM", kwargs, SUPPORTED_PARAMS)
+        return moved(kwargs, self.kwargs)
 
     def _group(self, prompt: Any, kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
         rollout = kwargs.get("rollout_id", self.kwargs.get("rollout_id"))
@@ -134,9 +146,11 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
 
         Raises:
             InvalidArgumentError: a keyword that would change the model.
+            UnknownOptionError: an option that there is not.
         """
         for name in kwargs.keys() & set(_FIXED):
             raise InvalidArgumentError("copy", name, "an option of a request", "Make a new SglLM for another model or engine.")
+        check_names("copy", (name for name in kwargs if not hasattr(self, name)), SUPPORTED_PARAMS)
         own = {name: kwargs.pop(name) for name in OWN_OPTIONS.keys() & kwargs.keys()}
         copied: SglLM = super().copy(**kwargs)
         if own:
@@ -207,8 +221,11 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
         Raises:
             dspy.LMError: the messages cannot be used, or do not fit.
         """
-        given = messages if prompt is None else [{"role": "user", "content": prompt}]
-        request = self._request(None, [*(given or ()), {"role": "user", "content": "what varies"}], **options)
+        if (prompt is None) == (messages is None):
+            given = "nothing" if prompt is None else "both"
+            raise InvalidArgumentError("prompt and messages", given, "one of them, as what coming prompts begin with")
+        begun = messages if prompt is None else [{"role": "user", "content": prompt}]
+        request = self._request(None, [*begun, {"role": "user", "content": "what varies"}], **options)
         if key is not None:
             request = replace(request, config=replace(request.config, cache=lm15.CacheConfig(key=key)))
         with error_boundary(self.model):
@@ -220,13 +237,26 @@ class SglLM(dspy.LM):  # type: ignore[misc]  # dspy has no types
         return runner
 
     def _request(self, prompt: str | lm15.Request | None, messages: Any, **options: Any) -> lm15.Request:
+        check_names("options", options, SUPPORTED_PARAMS)
         if isinstance(prompt, lm15.Request) and messages is None and not options:
             return prompt
         if (prompt is None) == (messages is None) or isinstance(prompt, lm15.Request):
-            raise InvalidArgumentError("prompt", "something beside it, or nothing at all", "a text, a Request, or messages")
+            given = "nothing" if prompt is None and messages is None else f"{type(prompt).__name__} beside something else"
+            raise InvalidArgumentError("prompt", given, "a text alone, a whole Request alone, or messages= alone")
         body = {"model": self.model, "messages": messages or [{"role": "user", "content": prompt}], **options}
         with error_boundary(self.model):
-            return lm15.request_from_openai_chat(body)
+            request = lm15.request_from_openai_chat(body)
+        return self._in_own_namespace(request)
+
+    def _in_own_namespace(self, request: lm15.Request) -> lm15.Request:
+        """The request where this LM's calls share prefixes, and nobody else."""
+        namespace, cache = standing_namespace(self.kwargs), self.kwargs.get("prompt_cache")
+        config = request.config
+        if namespace is not None:
+            config = replace(config, extensions={**(config.extensions or {}), OPTIONS_KEY: {"namespace": namespace}})
+        if isinstance(cache, lm15.CacheConfig) and cache.key is not None:
+            config = replace(config, cache=lm15.CacheConfig(key=cache.key))
+        return replace(request, config=config)
 
     def close(self) -> None:
         """Give the engine back, which unloads it if nobody else in the process uses it. A later call loads it again.
@@ -247,6 +277,8 @@ def _is_typed(prompt: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def _made(model: str | None, options: Mapping[str, Any]) -> SglEngine:
+    if not isinstance(options, Mapping):
+        raise InvalidArgumentError("engine_options", options, 'a dict of options by name, such as {"dtype": "float32"}')
     if "model" in options:
         raise InvalidArgumentError("engine_options", "model", "options beside the model", "Write SglLM(model, ...).")
     return SglEngine(model=model, **options)

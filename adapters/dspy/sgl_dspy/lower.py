@@ -83,7 +83,7 @@ def lowered(request: lm15.Request) -> Lowered:
     options |= {field: own[name] for name, field in OWN_OPTIONS.items() if field is not None and own.get(name) is not None}
     _add_response_format(config.response_format, options)
     if program is not None:
-        _check_program(options)
+        _check_program(options, has_format=config.response_format is not None)
     elif not any(options.get(name) is not None for name in (*_CONSTRAINTS, "min_new_tokens")):
         options["min_new_tokens"] = 1  # an empty reply is an error for every adapter of DSPy
     return Lowered(
@@ -136,14 +136,14 @@ def _held_to(text: str, is_strict: bool) -> str:
         raise InvalidArgumentError("response_format", "a schema that is nested too deep", "a flatter one") from None
 
 
-def _check_program(options: Mapping[str, Any]) -> None:
+def _check_program(options: Mapping[str, Any], *, has_format: bool) -> None:
     constraint = next((name for name in _CONSTRAINTS if options.get(name) is not None), None)
     if constraint is not None:
         raise InvalidArgumentError(
-            f"metadata[{PROGRAM_KEY!r}]",
-            f"a program beside {constraint}",
-            "one of them",
-            "A constraint of your own needs an adapter with structure='off'.",
+            "response_format" if has_format else constraint,
+            "a constraint beside an adapter that says how replies are written",
+            "one of the two",
+            "Use ChatAdapter(structure='off') for this call.",
         )
     if options.get("logprobs"):
         raise InvalidArgumentError(

@@ -6,14 +6,16 @@ as it is and makes a part of the key of its answer cache; ``lower`` reads them t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import dspy
 from pydantic import BaseModel
 
-from sgl_core.errors import InvalidArgumentError, check_options
+from sgl_core.errors import InvalidArgumentError, UnknownOptionError, check_options
 
-__all__ = ["OPTIONS_KEY", "OWN_OPTIONS", "moved", "own_options"]
+__all__ = ["OPTIONS_KEY", "OWN_OPTIONS", "check_names", "moved", "own_options", "standing_namespace"]
 
 OPTIONS_KEY: Final = "sgl_options"
 """Under which ``metadata`` holds them."""
@@ -33,6 +35,35 @@ OWN_OPTIONS: Final[Mapping[str, str | None]] = {
     "timeout_s": None,
 }
 """Each option, and the field of ``SamplingParams`` that it is."""
+
+_LM_SETTINGS: Final = frozenset(inspect.signature(dspy.LM).parameters) - {"engine", "kwargs"}
+_ASKED_BY_DSPY: Final = frozenset({"messages", "n", "num_generations", "request", "rollout_id"})
+_REFUSED_LATER: Final = frozenset(  # by DSPy or by ``lower``, with a reason for each
+    {"api_base", "api_key", "api_version", "azure_ad_token_provider", "base_url", "custom_llm_provider", "extra_headers"}
+    | {"extra_query", "headers", "organization", "project", "timeout"}
+    | {"audio", "modalities", "moderation", "prediction", "provider", "verbosity", "web_search_options"}
+    | {"chat_template_kwargs", "enable_thinking", "reasoning", "reasoning_effort", "reasoning_format", "thinking"}
+    | {"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier", "store"}
+    | {"safety_identifier", "user", "user_id"}
+    | {"function_call", "functions", "max_completion_tokens", "stream", "stream_options"}  # other names of what there is
+)
+
+
+def check_names(where: str, given: Iterable[str], honoured: Iterable[str]) -> None:
+    """Refuse what no call can use.
+
+    Args:
+        where: the class or method that was given them.
+        given: names that somebody typed.
+        honoured: options of requests that ``lower`` reads.
+
+    Raises:
+        UnknownOptionError: a name that neither DSPy nor we know.
+    """
+    known = {*honoured, *OWN_OPTIONS, "cache", "callbacks", "metadata", "n", "num_retries", "prompt_cache", "rollout_id"}
+    for name in given:
+        if name not in known | _LM_SETTINGS | _ASKED_BY_DSPY | _REFUSED_LATER:
+            raise UnknownOptionError(where, name, known)
 
 
 def moved(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,6 +102,17 @@ def own_options(given: object) -> Mapping[str, Any]:
         raise InvalidArgumentError(f"metadata[{OPTIONS_KEY!r}]", type(given).__name__, "a dict of options by name")
     check_options(f"metadata[{OPTIONS_KEY!r}]", given, OWN_OPTIONS)
     return given
+
+
+def standing_namespace(defaults: Mapping[str, Any]) -> str | None:
+    """The ``namespace`` of all calls of an LM, if it has one.
+
+    Args:
+        defaults: keywords of the LM, moved already.
+    """
+    metadata = defaults.get("metadata")
+    options = metadata.get(OPTIONS_KEY) if isinstance(metadata, Mapping) else None
+    return options.get("namespace") if isinstance(options, Mapping) else None
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, 
 
 __all__ = ["submit_reply"]
 
-_NOT_EMPTY: Final = r"([^\s\[]|\[[^\s\[#])(?s:.*)"
+_NOT_EMPTY: Final = r"([^\s\[]|\[[^\s\[#*])(?s:.*)"
 """Begins with something to see, and not with a header, misspelt or not."""
 _CONSTRAINTS: Final = {"regex": None, "json_schema": None, "grammar": None, "choices": None}
 _LEAST_TEXT: Final = 4
@@ -102,7 +102,12 @@ class _ReplyHandle(RequestHandle[GenResult]):
             self.fail(error)
             return
         results = [future.generation for future in generations if future.generation is not None]
-        self.finish(_joined(run, prompt_len, results, codec, is_aborted=error is not None))
+        try:
+            joined = _joined(run, prompt_len, results, codec, is_aborted=error is not None)
+        except BaseException as raised:  # the codec's: somebody waits for an end, whatever it is
+            self.fail(raised)
+            return
+        self.finish(joined)
 
 
 def _joined(run: ProgramRun, prompt_len: int, results: Sequence[GenResult], codec: TextCodec, *, is_aborted: bool) -> GenResult:

@@ -16,6 +16,7 @@ from dspy import lm15
 from sgl_core.errors import SglError
 from sgl_dspy.calls import PreparedCall, prepare
 from sgl_dspy.engine import SglEngine
+from sgl_dspy.options import OPTIONS_KEY, standing_namespace
 
 __all__ = ["PromptReader", "StaticPrefix", "shared_len", "static_prefix"]
 
@@ -60,7 +61,11 @@ class PromptReader:
         make = {"user": lm15.Message.user, "assistant": lm15.Message.assistant}
         turns = tuple(make[one["role"]](_text_of(one)) for one in messages if one["role"] in make)
         cache = self.lm.kwargs.get("prompt_cache")
-        config = lm15.Config(max_tokens=1, cache=cache if isinstance(cache, lm15.CacheConfig) else None)
+        config = lm15.Config(
+            max_tokens=1,
+            cache=cache if isinstance(cache, lm15.CacheConfig) else None,
+            extensions={OPTIONS_KEY: {"namespace": standing_namespace(self.lm.kwargs)}},
+        )
         request = lm15.Request(self.lm.model, turns, system="\n\n".join(system) or None, config=config)
         return prepare(request, self.lm.engine.backend)
 
