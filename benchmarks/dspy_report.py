@@ -146,6 +146,6 @@ def _draw_program(axes: Any, key: str, result: dict[str, Any], bars: list[dict[s
         axes.axvline(systems[_REFERENCE]["median_s"] / limit, color=_BAR, linewidth=1.4, linestyle="--")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(seconds))
-    axes.set_title(result["title"] + (f"; dashed: {limit:g} times as fast as {_REFERENCE}" if limit else ""), loc="left")
+    axes.set_title(result["title"] + (f"; dashed: {limit:g}x {_REFERENCE}" if limit else ""), loc="left")
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(left=False, bottom=False, labelbottom=False)

@@ -78,7 +78,7 @@ def forbidden_ends(engine: RecordingEngine) -> dict[str, float]:
     return {str(token): FORBIDDEN for token in sorted(engine.facts.eos_ids | engine.codec.control_ids)}
 
 
-class _Progress(dspy.utils.callback.BaseCallback):  # type: ignore[misc]
+class _Progress(dspy.utils.callback.BaseCallback):
     """Moves the progress bar by the candidates of each call."""
 
     def __init__(self, advance: Advance) -> None:

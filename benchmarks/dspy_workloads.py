@@ -63,7 +63,7 @@ def build(key: str, *, scale: float = 1.0, seed: int = 0) -> DspyWorkload:
     return WORKLOADS[key](scale, random.Random(f"{key}-{seed}"))
 
 
-class ForgivingAdapter(dspy.ChatAdapter):  # type: ignore[misc]  # dspy has no types
+class ForgivingAdapter(dspy.ChatAdapter):  # dspy has no types
     """Renders as DSPy's ``ChatAdapter`` does, and reads every reply: a field that is missing or wrong gets a value of its type.
 
     A model this small does not always keep to the format. What programs do about it (ask again in JSON, give up) would depend on
@@ -145,7 +145,7 @@ def _review(rng: random.Random) -> dspy.Example:
     return dspy.Example(review=text, mood=mood).with_inputs("review")
 
 
-class _Sort(dspy.Signature):  # type: ignore[misc]
+class _Sort(dspy.Signature):
     """Sort reviews of goods by the mood of their authors."""
 
     review: str = dspy.InputField()
@@ -198,7 +198,7 @@ def _candidates(scale: float, rng: random.Random) -> DspyWorkload:
     return DspyWorkload("n=8", title, count, 1, 64, thinker.deepcopy, drive, sampled=True)
 
 
-class _Consistent(dspy.Module):  # type: ignore[misc]
+class _Consistent(dspy.Module):
     """Several chains of thought, and a last one that compares them."""
 
     def __init__(self, solve: dspy.Module, count: int) -> None:
@@ -215,7 +215,7 @@ class _Consistent(dspy.Module):  # type: ignore[misc]
 
 def _self_consistency(scale: float, rng: random.Random) -> DspyWorkload:
     thinker, inputs, count = _thinker(rng), _puzzles(rng, _share(3, scale)), _share(5, scale)
-    title = f"self-consistency: {_count(len(inputs), 'question')}, {count} chains of thought each and a comparison"
+    title = f"self-consistency: {_count(len(inputs), 'question')}, {_count(count, 'chain')} of thought each and a comparison"
     num_replies = len(inputs) * (count + 1)
     make = lambda: _Consistent(thinker.deepcopy(), count)  # noqa: E731
     return DspyWorkload("self-consistency", title, num_replies, len(inputs), 64, make, _at_once(inputs, "answer"), sampled=True)
@@ -257,7 +257,7 @@ def _rag(scale: float, rng: random.Random) -> DspyWorkload:
 _ASPECTS = prose.ASPECTS[:5]
 
 
-class _Panel(dspy.Module):  # type: ignore[misc]
+class _Panel(dspy.Module):
     """Judges who read the same essay at once, each a predictor of its own."""
 
     def __init__(self) -> None:

@@ -12,7 +12,16 @@ from sgl_dspy import ChatAdapter, SglLM
 
 QUESTIONS = ("When does the bus to the harbour leave?", "When does the bus to the airport leave?")
 TIMETABLE = {"harbour": "8:10 and 17:40", "airport": "6:00 and 14:30", "market": "9:00 and 11:15", "station": "7:20 and 18:05"}
-KNOWN = ("station", "market")
+
+ANSWER = dspy.Example(
+    question="When does the bus to the market leave?",
+    trajectory=(
+        "[[ ## thought_0 ## ]]\nI look up the market.\n\n[[ ## tool_name_0 ## ]]\ntimetable\n\n"
+        '[[ ## tool_args_0 ## ]]\n{"place": "market"}\n\n[[ ## observation_0 ## ]]\n9:00 and 11:15'
+    ),
+    reasoning="The timetable says: 9:00 and 11:15.",
+    answer="The bus leaves at 9:00 and 11:15.",
+)
 
 
 def timetable(place: str) -> str:
@@ -31,22 +40,12 @@ def look_up(place: str) -> dspy.Example:
     )
 
 
-def answer(place: str) -> dspy.Example:
-    """What to make of a trajectory."""
-    return dspy.Example(
-        question=f"When does the bus to the {place} leave?",
-        trajectory=f"[[ ## observation_0 ## ]]\n{TIMETABLE[place]}",
-        reasoning=f"The timetable says {TIMETABLE[place]}.",
-        answer=f"The bus to the {place} leaves at {TIMETABLE[place]}.",
-    )
-
-
 def main() -> None:
     lm = SglLM(max_tokens=100, cache=False)
     dspy.configure(lm=lm, adapter=ChatAdapter())
     agent = dspy.ReAct("question -> answer", tools=[timetable], max_iters=2)
-    agent.react.demos = [look_up(place) for place in KNOWN]
-    agent.extract.predict.demos = [answer(place) for place in KNOWN]
+    agent.react.demos = [look_up("station"), look_up("market")]
+    agent.extract.predict.demos = [ANSWER]
     for question in QUESTIONS:
         result = agent(question=question)
         took = result.trajectory

@@ -122,6 +122,16 @@ def best_of_n(threads: int) -> None:
 
 def react(threads: int) -> None:
     agent = dspy.ReAct("question -> answer", tools=[timetable], max_iters=2)
+    agent.react.demos = [
+        dspy.Example(
+            question=f"When does the bus to {place} leave?",
+            trajectory="",
+            next_thought=f"I look up {place}.",
+            next_tool_name="timetable",
+            next_tool_args={"place": place},
+        )
+        for place in ("Rye", "Deal")
+    ]
     in_parallel(agent, [{"question": f"When does the bus to {place} leave?"} for place in PLACES], threads)
 
 

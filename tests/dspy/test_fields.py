@@ -16,8 +16,6 @@ from sgl_dspy import fields, plugin
 from sgl_dspy.fields import FieldBuilder, ReplyField, reply_program_for, step_for, unplanned_fields
 from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram
 
-HEADERS = ("[[ ##", "[##")
-
 
 class Level(enum.Enum):
     LOW = 1
@@ -59,7 +57,18 @@ def step(annotation, *, is_json=False, **constraints):
 # ---- steps -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("annotation", [str, dspy.Reasoning, dspy.Code, dspy.Code["java"], str | None, str | int | None])
 def test_texts_are_written_freely_up_to_the_next_header(annotation):
-    assert step(annotation) == FreeText("f0", HEADERS)
+    found = step(annotation)
+    assert isinstance(found, FreeText)
+    assert "[[ ##" in found.stop
+
+
+def test_a_text_ends_where_a_model_recites_the_prompt():
+    asked = signature(str)
+    prompt = dspy.ChatAdapter().format(asked, [], {"question": "why?"})
+    recited = [stop for stop in step(str).stop if stop.startswith("\n")]
+    assert recited
+    for stop in recited:
+        assert any(stop in message["content"] for message in prompt)
 
 
 @pytest.mark.parametrize("annotation", [str, dspy.Reasoning, dspy.Code])

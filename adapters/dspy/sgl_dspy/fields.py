@@ -34,8 +34,13 @@ from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, 
 
 __all__ = ["FieldBuilder", "ReplyField", "reply_program_for", "step_for", "unplanned_fields"]
 
-_HEADERS: Final = ("[[ ##", "[##")
-"""How the next header begins, and how small models misspell it; without the second they go on beyond it."""
+_ENDS: Final = (
+    *("[[ ##", "[##"),
+    "\nRespond with the corresponding output fields",
+    "\nIn adhering to this structure, your objective is",
+    "\nAll interactions will be structured in the following way",
+)
+"""Where a text ends: at the next header, also as small models misspell it, and where a model begins to recite DSPy's prompt."""
 _TOOL_NAME: Final = "next_tool_name"
 _TOOL_ARGS: Final = "next_tool_args"
 _TEXTS: Final = (str, dspy.Reasoning)
@@ -85,7 +90,7 @@ class FieldBuilder:
         """Any text that is not blank; a JSON string where ``is_json``."""
         if self.is_json:
             return self.json({"type": "string", "pattern": NOT_BLANK})
-        return FreeText(self.name, _HEADERS)
+        return FreeText(self.name, _ENDS)
 
     def choice(self, texts: Sequence[str]) -> Step:
         """One of these texts, each as it stands in the reply.
