@@ -34,6 +34,7 @@ _PLAIN: Final = frozenset(
     }
 )
 _FREE: Final = frozenset({"type"})
+_PLAIN_TEXT: Final = frozenset({"type", "metadata", "ref", "serialization"})
 _LOOKAROUND: Final = ("(?=", "(?!", "(?<")
 
 
@@ -45,7 +46,7 @@ class _Schemas(GenerateJsonSchema):
         return next((one for one in alternatives if one.get("type") == "number"), described)
 
     def dict_schema(self, schema: DictSchema) -> dict[str, Any]:
-        """An object whose keys can be read as what they stand for, of which Pydantic says nothing for numbers."""
+        """An object whose keys can be read as what they stand for: of numbers Pydantic says nothing, and texts may be blank."""
         described = super().dict_schema(schema)
         pattern = _key_pattern(schema.get("keys_schema", {}))
         if pattern is None:
@@ -59,7 +60,10 @@ class _Schemas(GenerateJsonSchema):
 
 
 def _key_pattern(keys: Mapping[str, Any]) -> str | None:
-    """What the keys of an object match, where they are read as numbers or truth values; None for others."""
+    """What the keys of an object match where they are read as numbers or truth values, or are texts: these are not blank.
+
+    None for others, which have a schema of their own.
+    """
     match keys.get("type"):
         case "int":
             least = max((bound for bound in (keys.get("ge"), _next(keys.get("gt"), 1)) if bound is not None), default=None)
@@ -69,6 +73,8 @@ def _key_pattern(keys: Mapping[str, Any]) -> str | None:
             return decimal_number(None, None)
         case "bool":
             return "(?:true|false)"
+        case "str" if keys.keys() <= _PLAIN_TEXT:
+            return rf"(?s:.*){NOT_BLANK}(?s:.*)"
     return None
 
 

@@ -24,9 +24,10 @@ from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, 
 
 __all__ = ["submit_reply"]
 
-_NOT_EMPTY: Final = r"([^\s\[]|\[([^\w\s\[#*]|[0-9]))(?s:.*)"
-"""Begins with something to see, and not with a header. A bracket in front of a word is what a model writes that may not write the
-header that it looks for, and it seldom finds an end from there; one in front of a digit, a quote or a bracket that closes is text."""
+_NOT_EMPTY: Final = r"([^\s\[]|\[([^\w\s\[#*`]|[0-9]))(?s:.*)"
+"""Begins with something to see, and not with a header. A bracket in front of a word or a backtick is what a model writes that may not
+write the header that it looks for, and it seldom finds an end from there; one in front of a digit, a quote or a bracket that closes
+is text."""
 _CONSTRAINTS: Final = {"regex": None, "json_schema": None, "grammar": None, "choices": None}
 _LEAST_TEXT: Final = 4
 _COMFORTABLE_TEXT: Final = 32
