@@ -134,6 +134,7 @@ def test_every_contract_of_the_layers_is_there():
     assert contracts == [
         "One direction",
         "LangChain",
+        "DSPy",
         "Kernels stand alone",
         "Only the runtime calls kernels",
         "Language, host and values are light; so are scheduler, tree and allocator",

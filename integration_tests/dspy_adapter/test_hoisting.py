@@ -7,7 +7,7 @@ import pytest
 
 from sgl_core.testing.optimum import OfflineTrie
 from sgl_dspy.adapters import ChatAdapter
-from sgl_dspy.compiling import compile_module
+from sgl_dspy.compiled.compiling import compile_module
 
 WAIT_S = 300.0
 TOPICS = ("clarity", "evidence", "structure", "style", "originality")

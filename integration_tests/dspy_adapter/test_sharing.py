@@ -18,7 +18,7 @@ from sgl_core.testing.optimum import LoggedRequest, optimal_prefill_tokens
 from sgl_dspy import SglEngine, SglLM
 from sgl_dspy.adapters import ChatAdapter
 from sgl_dspy.best_of_n import BestOfN
-from sgl_dspy.calls import prepare
+from sgl_dspy.requests.calls import prepare
 
 SHOTS = [
     ("The soup came cold and the waiter shrugged.", "negative"),

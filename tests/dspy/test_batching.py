@@ -10,8 +10,8 @@ import pytest
 from sgl_core.backend import Capabilities
 from sgl_core.errors import InvalidArgumentError, RequestAborted
 from sgl_core.testing import FakeBackend
-from sgl_dspy.batching import run_batch
-from sgl_dspy.compiling import compile_module
+from sgl_dspy.compiled.batching import run_batch
+from sgl_dspy.compiled.compiling import compile_module
 from sgl_dspy.lm import SglLM
 
 WAIT_S = 60.0
@@ -164,7 +164,7 @@ def test_dspys_setting_is_the_default_of_max_errors(fake):
 
 @pytest.mark.parametrize("with_traceback", [True, False])
 def test_errors_are_logged_without_the_prompt(fake, caplog, with_traceback):
-    with caplog.at_level(logging.ERROR, logger="sgl_dspy.batching"):
+    with caplog.at_level(logging.ERROR, logger="sgl_dspy.compiled.batching"):
         quiet(Echo(), questions("fail secretly"), provide_traceback=with_traceback)
     (record,) = caplog.records
     assert record.getMessage() == "run_batch: example 0 failed: ValueError: no such question"

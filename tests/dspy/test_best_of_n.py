@@ -10,8 +10,8 @@ import pytest
 from sgl_core.testing import FakeBackend
 from sgl_dspy import SglLM
 from sgl_dspy.best_of_n import BestOfN, run_best_of_n
-from sgl_dspy.candidates import candidate_seed
-from sgl_dspy.leaving import Exit
+from sgl_dspy.running.candidates import candidate_seed
+from sgl_dspy.running.leaving import Exit
 
 WAIT_S = 60.0
 SEED = 11

@@ -10,9 +10,9 @@ from sgl_core.chat.tools import CALL_OPENING
 from sgl_core.errors import ContextLengthError, InvalidArgumentError, RequestAborted
 from sgl_core.testing import FakeBackend
 from sgl_core.types import FinishReason, GenDelta, Hints, ScoreResult, Usage
-from sgl_dspy.calls import prepare
-from sgl_dspy.prefix_pins import PrefixPins
-from sgl_dspy.reply_program import Forced, FreeText, ReplyProgram
+from sgl_dspy.formats.reply_program import Forced, FreeText, ReplyProgram
+from sgl_dspy.requests.calls import prepare
+from sgl_dspy.running.prefix_pins import PrefixPins
 
 WAIT_S = 60.0
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}

@@ -12,7 +12,7 @@ from sgl_core.errors import EngineStepError, QueueFull
 from sgl_core.testing import FakeBackend
 from sgl_dspy import SglEngine, SglLM
 from sgl_dspy.adapters import ChatAdapter
-from sgl_dspy.candidates import candidate_seed
+from sgl_dspy.running.candidates import candidate_seed
 
 WAIT_S = 60.0
 

@@ -14,8 +14,8 @@ from sgl_core.errors import InvalidArgumentError, UnknownOptionError
 from sgl_core.testing import FakeBackend
 from sgl_dspy import plugin
 from sgl_dspy.adapters import ChatAdapter, JSONAdapter
-from sgl_dspy.compiling import adapter_like, compile_module, plan_of
-from sgl_dspy.hoisting import current_layout
+from sgl_dspy.compiled.compiling import adapter_like, compile_module, plan_of
+from sgl_dspy.formats.hoisting import current_layout
 from sgl_dspy.lm import SglLM
 
 WAIT_S = 60.0

@@ -19,7 +19,7 @@ from sgl_core.handle import RequestHandle
 from sgl_core.testing import FakeBackend
 from sgl_core.types import FinishReason, ScoreResult, Usage
 from sgl_dspy import SglAsyncEngine, SglEngine
-from sgl_dspy.reply_program import Forced, FreeText, ReplyProgram
+from sgl_dspy.formats.reply_program import Forced, FreeText, ReplyProgram
 
 WAIT_S = 60.0
 

@@ -10,8 +10,8 @@ from sgl_core.language.graph import Join, StreamKind
 from sgl_core.language.ir import Argument, Fork, Gen, Variable
 from sgl_core.language.verifier import verify
 from sgl_core.testing import FakeBackend
-from sgl_dspy.compiling import compile_module, plan_of
-from sgl_dspy.explaining import explain
+from sgl_dspy.compiled.compiling import compile_module, plan_of
+from sgl_dspy.compiled.explaining import explain
 from sgl_dspy.lm import SglLM
 
 ESSAY = "An essay about trees. " * 10

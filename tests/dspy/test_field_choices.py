@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_dspy.field_choices import members_of, spellings
+from sgl_dspy.formats.field_choices import members_of, spellings
 
 WORDS = st.text(max_size=6) | st.sampled_from(["yes", " yes ", "'yes'", "[[ ## x ## ]]", "1", "True", "null", "a\nb", "\u2028"])
 SCALARS = WORDS | st.integers(-20, 20) | st.booleans() | st.none() | st.binary(max_size=2)

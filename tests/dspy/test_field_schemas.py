@@ -10,7 +10,7 @@ import pydantic
 import pytest
 from typing_extensions import TypedDict
 
-from sgl_dspy.field_schemas import arguments_schema, schema_of, tool_calls_schema
+from sgl_dspy.formats.field_schemas import arguments_schema, schema_of, tool_calls_schema
 
 TEXT = {"type": "string", "pattern": r"\S"}
 
@@ -81,7 +81,21 @@ def test_texts_in_lists_and_alternatives_are_not_blank_and_those_in_open_objects
     assert schema_of(list[str])["items"] == TEXT
     assert schema_of(tuple[str, int])["prefixItems"] == [TEXT, {"type": "integer"}]
     assert schema_of(str | int)["anyOf"] == [TEXT, {"type": "integer"}]
-    assert schema_of(dict[str, str]) == {"type": "object", "additionalProperties": {"type": "string"}}
+    assert list(schema_of(dict[str, str])["patternProperties"].values()) == [{"type": "string"}]
+
+
+def test_keys_of_open_objects_are_not_blank():
+    [pattern] = schema_of(dict[str, int])["patternProperties"]
+    assert re.search(pattern, "a key")
+    assert re.search(pattern, "\nline\n")
+    assert not re.search(pattern, " \n")
+    assert schema_of(dict[str, int])["additionalProperties"] is False
+
+
+def test_keys_with_a_rule_of_their_own_keep_it():
+    schema = schema_of(dict[Annotated[str, pydantic.Field(max_length=3)], int])
+    assert schema["propertyNames"] == {"maxLength": 3}
+    assert schema["additionalProperties"] == {"type": "integer"}
 
 
 def test_a_text_with_a_pattern_of_its_own_keeps_it():

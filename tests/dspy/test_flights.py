@@ -7,7 +7,7 @@ import pytest
 from sgl_core.errors import EngineStepError, QueueFull, RequestAborted
 from sgl_core.handle import RequestHandle
 from sgl_core.types import FinishReason, GenDelta, GenResult, Usage
-from sgl_dspy.flights import Flights
+from sgl_dspy.running.flights import Flights
 
 WAIT_S = 60.0
 RESULT = GenResult("text", (1,), FinishReason.STOP, Usage(1, 0, 1))

@@ -5,9 +5,9 @@ import pytest
 
 from sgl_core.testing import FakeBackend
 from sgl_dspy.adapters import ChatAdapter, JSONAdapter
-from sgl_dspy.hoisting import LAYOUT_KEY, Layout, arranged, input_of
+from sgl_dspy.formats.hoisting import LAYOUT_KEY, Layout, arranged, input_of
+from sgl_dspy.formats.reply_program import PROGRAM_KEY
 from sgl_dspy.lm import SglLM
-from sgl_dspy.reply_program import PROGRAM_KEY
 
 ESSAY = "It was a dark and stormy night."
 JUDGE = dspy.Signature("topic, essay -> score: int, comment", "Judge the essay.")

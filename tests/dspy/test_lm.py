@@ -15,8 +15,8 @@ from dspy.clients.backend_selection import CLIENT_KEYS
 from sgl_core.errors import InvalidArgumentError, ModelNotFoundError, UnknownOptionError
 from sgl_core.testing import FakeBackend
 from sgl_dspy import SglAsyncEngine, SglEngine, SglLM
-from sgl_dspy.lower import SUPPORTED_PARAMS
-from sgl_dspy.options import OWN_OPTIONS, check_names
+from sgl_dspy.requests.lower import SUPPORTED_PARAMS
+from sgl_dspy.requests.options import OWN_OPTIONS, check_names
 
 OPTIONS = sorted(SUPPORTED_PARAMS | {"n", "rollout_id", "reasoning_effort", "metadata"})
 

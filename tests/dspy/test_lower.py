@@ -7,8 +7,8 @@ from dspy import lm15
 
 from sgl_core.errors import ContextLengthError, InvalidArgumentError, UnknownOptionError
 from sgl_core.types import SamplingParams
-from sgl_dspy.lower import lowered, room_behind
-from sgl_dspy.reply_program import Forced, FreeText, ReplyProgram
+from sgl_dspy.formats.reply_program import Forced, FreeText, ReplyProgram
+from sgl_dspy.requests.lower import lowered, room_behind
 
 PROGRAM = ReplyProgram((Forced("A: "), FreeText("a"))).to_json()
 

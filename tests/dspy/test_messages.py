@@ -5,7 +5,7 @@ from dspy import lm15
 
 from sgl_core.chat.conversation import Message, render
 from sgl_core.chat.tools import Tool, ToolResult, ToolSet, render_call, render_results
-from sgl_dspy.messages import common_prefix, conversation, key_of
+from sgl_dspy.requests.messages import common_prefix, conversation, key_of
 
 TOOLS = ToolSet((Tool("add", "Adds."),))
 CALL = lm15.ToolCallPart("c1", "add", {"x": 1})

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_dspy.number_patterns import decimal_number, whole_number
+from sgl_dspy.formats.number_patterns import decimal_number, whole_number
 
 BOUND = st.none() | st.integers(-2000, 2000)
 

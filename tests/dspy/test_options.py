@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from sgl_core.errors import InvalidArgumentError
-from sgl_dspy.options import moved, own_options
+from sgl_dspy.requests.options import moved, own_options
 
 
 class Person(BaseModel):

@@ -4,7 +4,7 @@ import pytest
 
 from sgl_core.errors import EngineShutdown, InvalidArgumentError, PoolExhaustedError
 from sgl_core.testing import FakeBackend
-from sgl_dspy.prefix_pins import PrefixPins
+from sgl_dspy.running.prefix_pins import PrefixPins
 
 
 class Pin:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_core.errors import InvalidArgumentError
-from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram
+from sgl_dspy.formats.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 texts = st.text(min_size=1, max_size=8)

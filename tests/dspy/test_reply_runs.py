@@ -10,8 +10,8 @@ from sgl_core.errors import ContextLengthError, EngineStepError, InvalidArgument
 from sgl_core.testing import FakeBackend
 from sgl_core.testing.byte_codec import ByteCodec
 from sgl_core.types import FinishReason, SamplingParams
-from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram
-from sgl_dspy.reply_runs import submit_reply
+from sgl_dspy.formats.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram
+from sgl_dspy.running.reply_runs import submit_reply
 
 WAIT_S = 60.0
 PROMPT = tuple(b"question")

@@ -16,12 +16,12 @@ from sgl_core import errors
 
 if TYPE_CHECKING:
     from sgl_dspy.adapters import ChatAdapter, JSONAdapter, configure
-    from sgl_dspy.batching import run_batch
     from sgl_dspy.best_of_n import BestOfN
-    from sgl_dspy.compiling import compile_module
+    from sgl_dspy.compiled.batching import run_batch
+    from sgl_dspy.compiled.compiling import compile_module
+    from sgl_dspy.compiled.explaining import explain
     from sgl_dspy.decisions import SglDecisions
     from sgl_dspy.engine import SglAsyncEngine, SglEngine
-    from sgl_dspy.explaining import explain
     from sgl_dspy.lm import SglLM
 
 __all__ = [
@@ -46,10 +46,10 @@ _HOMES = {
     "SglDecisions": "decisions",
     "SglEngine": "engine",
     "SglLM": "lm",
-    "compile_module": "compiling",
+    "compile_module": "compiled.compiling",
     "configure": "adapters",
-    "explain": "explaining",
-    "run_batch": "batching",
+    "explain": "compiled.explaining",
+    "run_batch": "compiled.batching",
 }
 
 

@@ -17,10 +17,10 @@ from dspy.adapters.types import Tool
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_dspy.engine import SglEngine
-from sgl_dspy.fields import reply_program_for
-from sgl_dspy.hoisting import arranged, hoisted_names
+from sgl_dspy.formats.fields import reply_program_for
+from sgl_dspy.formats.hoisting import arranged, hoisted_names
+from sgl_dspy.formats.reply_program import PROGRAM_KEY
 from sgl_dspy.lm import SglLM
-from sgl_dspy.reply_program import PROGRAM_KEY
 
 __all__ = ["ChatAdapter", "JSONAdapter", "Structure", "configure", "tools_in_reach"]
 

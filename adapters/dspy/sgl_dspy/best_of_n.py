@@ -19,7 +19,7 @@ import dspy
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_dspy.engine import SglEngine
-from sgl_dspy.leaving import Exit
+from sgl_dspy.running.leaving import Exit
 
 __all__ = ["BestOfN", "arun_best_of_n", "run_best_of_n"]
 

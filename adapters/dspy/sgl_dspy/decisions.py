@@ -37,9 +37,9 @@ from sgl_core.chat.decisions import (
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.types import Usage
 from sgl_dspy.engine import SglEngine
-from sgl_dspy.failures import as_lm15_errors
 from sgl_dspy.labels import check_label
 from sgl_dspy.lm import SglLM
+from sgl_dspy.requests.failures import as_lm15_errors
 
 __all__ = ["SglDecisions"]
 

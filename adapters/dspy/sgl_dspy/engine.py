@@ -19,13 +19,13 @@ from sgl_core.backend import Backend
 from sgl_core.config import EngineConfig
 from sgl_core.errors import InvalidArgumentError, PoolExhaustedError
 from sgl_core.types import GenResult, ScoreRequest, ScoreResult
-from sgl_dspy.backend_ref import BackendRef
-from sgl_dspy.calls import PreparedCall, beginning_of, prepare
-from sgl_dspy.candidates import attempt
-from sgl_dspy.failures import as_lm15_errors, unsupported
-from sgl_dspy.judgments import judge, judgments_of
-from sgl_dspy.lower import SUPPORTED_PARAMS
-from sgl_dspy.readable import readable
+from sgl_dspy.requests.calls import PreparedCall, beginning_of, prepare
+from sgl_dspy.requests.failures import as_lm15_errors, unsupported
+from sgl_dspy.requests.judgments import judge, judgments_of
+from sgl_dspy.requests.lower import SUPPORTED_PARAMS
+from sgl_dspy.requests.readable import readable
+from sgl_dspy.running.backend_ref import BackendRef
+from sgl_dspy.running.candidates import attempt
 
 __all__ = ["SglAsyncEngine", "SglEngine"]
 

@@ -20,12 +20,12 @@ from dspy.clients.provider import Provider
 from sgl_core.backend import Backend
 from sgl_core.config import EngineConfig
 from sgl_core.errors import InvalidArgumentError
-from sgl_dspy.candidates import candidate_group
 from sgl_dspy.engine import SglAsyncEngine, SglEngine
 from sgl_dspy.labels import check_label, is_label
-from sgl_dspy.lower import SUPPORTED_PARAMS
-from sgl_dspy.options import OPTIONS_KEY, OWN_OPTIONS, check_names, moved, standing_namespace
 from sgl_dspy.providers import SglProvider
+from sgl_dspy.requests.lower import SUPPORTED_PARAMS
+from sgl_dspy.requests.options import OPTIONS_KEY, OWN_OPTIONS, check_names, moved, standing_namespace
+from sgl_dspy.running.candidates import candidate_group
 
 __all__ = ["SglLM"]
 

@@ -23,7 +23,7 @@ def sgl_translate(target: object, options: Mapping[str, object]) -> object | Non
     home = sys.modules.get("dspy.primitives.module")  # whoever holds a module has imported it; others are not made to
     if not isinstance(target, getattr(home, "Module", ())):
         return None
-    from sgl_dspy.compiling import compile_module
+    from sgl_dspy.compiled.compiling import compile_module
 
     compiled: object = compile_module(target, **options)  # type: ignore[arg-type]  # checked by name there
     return compiled
@@ -32,7 +32,7 @@ def sgl_translate(target: object, options: Mapping[str, object]) -> object | Non
 @hookimpl(trylast=True)
 def sgl_lower(node: object, builder: object) -> object | None:
     """The step of an output field of a type that we know; a plugin that knows better has been asked before."""
-    fields = sys.modules.get("sgl_dspy.fields")  # not imported: then neither of the two can be one of its objects
+    fields = sys.modules.get("sgl_dspy.formats.fields")  # not imported: then neither of the two can be one of its objects
     if fields is None or not (isinstance(node, fields.ReplyField) and isinstance(builder, fields.FieldBuilder)):
         return None
     step: object | None = builder.own(node)

@@ -12,8 +12,8 @@ import pytest
 
 from sgl_core.testing import FakeBackend
 from sgl_dspy.adapters import ChatAdapter, JSONAdapter
+from sgl_dspy.formats.reply_program import PROGRAM_KEY
 from sgl_dspy.lm import SglLM
-from sgl_dspy.reply_program import PROGRAM_KEY
 
 
 class Mood(enum.Enum):

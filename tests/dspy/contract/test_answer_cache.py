@@ -7,8 +7,8 @@ import pytest
 from dspy import lm15
 
 from sgl_dspy.engine import SglEngine
+from sgl_dspy.formats.reply_program import PROGRAM_KEY, Choice, Forced, ReplyProgram
 from sgl_dspy.lm import SglLM
-from sgl_dspy.reply_program import PROGRAM_KEY, Choice, Forced, ReplyProgram
 
 
 def test_a_hit_runs_no_engine_and_has_no_usage(lm, fake):

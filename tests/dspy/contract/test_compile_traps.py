@@ -11,12 +11,12 @@ import pytest
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_dspy.adapters import ChatAdapter
-from sgl_dspy.batching import run_batch
 from sgl_dspy.best_of_n import BestOfN
-from sgl_dspy.compiling import compile_module
-from sgl_dspy.explaining import explain
+from sgl_dspy.compiled.batching import run_batch
+from sgl_dspy.compiled.compiling import compile_module
+from sgl_dspy.compiled.explaining import explain
+from sgl_dspy.formats.reply_program import PROGRAM_KEY
 from sgl_dspy.lm import SglLM
-from sgl_dspy.reply_program import PROGRAM_KEY
 
 
 class Judges(dspy.Module):

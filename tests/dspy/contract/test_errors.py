@@ -8,8 +8,8 @@ import pytest
 from dspy import lm15
 
 from sgl_core import errors
+from sgl_dspy.formats.reply_program import PROGRAM_KEY
 from sgl_dspy.lm import SglLM
-from sgl_dspy.reply_program import PROGRAM_KEY
 
 SHOWN = [
     (errors.ContextLengthError(9, None, 8, "the context"), dspy.ContextWindowExceededError),

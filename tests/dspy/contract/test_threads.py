@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import dspy
 import pytest
 
-from sgl_dspy.flights import Flights
 from sgl_dspy.lm import SglLM
+from sgl_dspy.running.flights import Flights
 
 WAIT_S = 60.0
 

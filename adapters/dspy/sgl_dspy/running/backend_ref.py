@@ -14,9 +14,9 @@ from sgl_core.config import EngineConfig, Environment
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.runtime.leases import EngineLeases
 from sgl_core.runtime.model_source import resolve_model
-from sgl_dspy.flights import Flights
 from sgl_dspy.labels import model_label
-from sgl_dspy.prefix_pins import PrefixPins
+from sgl_dspy.running.flights import Flights
+from sgl_dspy.running.prefix_pins import PrefixPins
 
 __all__ = ["BackendRef"]
 

@@ -17,9 +17,9 @@ from dspy import lm15
 from sgl_core.chat.json_schemas import close_object, is_composed, rewritten
 from sgl_core.errors import ContextLengthError, InvalidArgumentError
 from sgl_core.types import SamplingParams
-from sgl_dspy.failures import unsupported
-from sgl_dspy.options import OPTIONS_KEY, OWN_OPTIONS, own_options
-from sgl_dspy.reply_program import PROGRAM_KEY, ReplyProgram
+from sgl_dspy.formats.reply_program import PROGRAM_KEY, ReplyProgram
+from sgl_dspy.requests.failures import unsupported
+from sgl_dspy.requests.options import OPTIONS_KEY, OWN_OPTIONS, own_options
 
 __all__ = ["SUPPORTED_PARAMS", "Lowered", "lowered", "room_behind"]
 

@@ -18,8 +18,8 @@ from dspy import lm15
 from sgl_core.chat.decisions import shares
 from sgl_core.ids import new_id
 from sgl_core.types import ScoreRequest, ScoreResult, Usage
-from sgl_dspy.calls import PreparedCall
-from sgl_dspy.responses import lm15_usage
+from sgl_dspy.requests.calls import PreparedCall
+from sgl_dspy.requests.responses import lm15_usage
 
 __all__ = ["Judgment", "judge", "judgments_of"]
 

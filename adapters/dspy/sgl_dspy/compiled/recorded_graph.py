@@ -15,7 +15,7 @@ from dspy.adapters.utils import format_field_value
 
 from sgl_core.language.graph import GetForkItem, Graph, GraphNode, GraphStream, Join, Parameter, StreamKind
 from sgl_core.language.ir import Argument, ConstantText, Expr, Fork, Gen, NodeValue, RoleBegin, RoleEnd, Variable
-from sgl_dspy.recording import RecordedCall, Recording
+from sgl_dspy.compiled.recording import RecordedCall, Recording
 
 __all__ = ["graph_of"]
 

@@ -16,7 +16,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core.core_schema import DecimalSchema, DictSchema
 
-from sgl_dspy.number_patterns import decimal_number, whole_number
+from sgl_dspy.formats.number_patterns import decimal_number, whole_number
 
 __all__ = ["NOT_BLANK", "arguments_schema", "schema_of", "tool_calls_schema"]
 

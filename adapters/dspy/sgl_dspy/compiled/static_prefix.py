@@ -14,9 +14,9 @@ import dspy
 from dspy import lm15
 
 from sgl_core.errors import SglError
-from sgl_dspy.calls import PreparedCall, prepare
 from sgl_dspy.engine import SglEngine
-from sgl_dspy.options import OPTIONS_KEY, standing_namespace
+from sgl_dspy.requests.calls import PreparedCall, prepare
+from sgl_dspy.requests.options import OPTIONS_KEY, standing_namespace
 
 __all__ = ["PromptReader", "StaticPrefix", "shared_len", "static_prefix"]
 

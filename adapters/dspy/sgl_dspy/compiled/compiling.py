@@ -19,8 +19,8 @@ import dspy
 from sgl_core.errors import InvalidArgumentError, UnknownOptionError
 from sgl_dspy.adapters import ChatAdapter, JSONAdapter
 from sgl_dspy.best_of_n import run_best_of_n
-from sgl_dspy.hoisting import LAYOUT_KEY, Input, Layout, current_layout, input_of
-from sgl_dspy.recording import FirstRun
+from sgl_dspy.compiled.recording import FirstRun
+from sgl_dspy.formats.hoisting import LAYOUT_KEY, Input, Layout, current_layout, input_of
 
 __all__ = ["OPTIONS", "ModulePlan", "adapter_like", "compile_module", "compiled_scope", "named_predictors", "plan_of"]
 

@@ -31,14 +31,14 @@ from sgl_core.types import (
     TokenLogprob,
     Usage,
 )
-from sgl_dspy.failures import unsupported
-from sgl_dspy.lower import Lowered, lowered, room_behind
-from sgl_dspy.messages import Conversation, common_prefix, conversation, key_of
-from sgl_dspy.prefix_pins import KeptPrefix, PrefixPins
-from sgl_dspy.reply_program import ReplyProgram
-from sgl_dspy.reply_runs import submit_reply
-from sgl_dspy.responses import finish_reason, lm15_deltas, lm15_logprobs, lm15_usage, reply_parts
-from sgl_dspy.tools import request_tools
+from sgl_dspy.formats.reply_program import ReplyProgram
+from sgl_dspy.requests.failures import unsupported
+from sgl_dspy.requests.lower import Lowered, lowered, room_behind
+from sgl_dspy.requests.messages import Conversation, common_prefix, conversation, key_of
+from sgl_dspy.requests.responses import finish_reason, lm15_deltas, lm15_logprobs, lm15_usage, reply_parts
+from sgl_dspy.requests.tools import request_tools
+from sgl_dspy.running.prefix_pins import KeptPrefix, PrefixPins
+from sgl_dspy.running.reply_runs import submit_reply
 
 __all__ = ["EventReader", "PreparedCall", "beginning_of", "codec_of", "prepare"]
 

@@ -20,7 +20,7 @@ from sgl_core.language.position import Position, TokenRope, pieces_since, text_o
 from sgl_core.language.run import ProgramRun
 from sgl_core.language.variables import VariableFuture
 from sgl_core.types import FinishReason, GenDelta, GenResult, SamplingParams, Usage
-from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram, Step
+from sgl_dspy.formats.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram, Step
 
 __all__ = ["submit_reply"]
 

@@ -27,10 +27,10 @@ from pydantic.fields import FieldInfo
 
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.plugins import PluginHookError, get_host
-from sgl_dspy.field_choices import spellings
-from sgl_dspy.field_schemas import NOT_BLANK, arguments_schema, schema_of, tool_calls_schema
-from sgl_dspy.number_patterns import decimal_number, whole_number
-from sgl_dspy.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram, Step
+from sgl_dspy.formats.field_choices import spellings
+from sgl_dspy.formats.field_schemas import NOT_BLANK, arguments_schema, schema_of, tool_calls_schema
+from sgl_dspy.formats.number_patterns import decimal_number, whole_number
+from sgl_dspy.formats.reply_program import Choice, Forced, FreeText, JsonBy, JsonValue, Pattern, ReplyProgram, Step
 
 __all__ = ["FieldBuilder", "ReplyField", "reply_program_for", "step_for", "unplanned_fields"]
 
@@ -39,8 +39,10 @@ _ENDS: Final = (
     "\nRespond with the corresponding output fields",
     "\nIn adhering to this structure, your objective is",
     "\nAll interactions will be structured in the following way",
+    "```\n```\n```",
 )
-"""Where a text ends: at the next header, also as small models misspell it, and where a model begins to recite DSPy's prompt."""
+"""Where a text ends: at the next header, also as small models misspell it, where a model begins to recite DSPy's prompt, and at
+fences with nothing in them."""
 _TOOL_NAME: Final = "next_tool_name"
 _TOOL_ARGS: Final = "next_tool_args"
 _TEXTS: Final = (str, dspy.Reasoning)

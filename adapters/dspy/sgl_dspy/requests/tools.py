@@ -9,7 +9,7 @@ from dspy import lm15
 
 from sgl_core.chat.tools import Tool, ToolForm, ToolSet
 from sgl_core.errors import InvalidArgumentError
-from sgl_dspy.failures import unsupported
+from sgl_dspy.requests.failures import unsupported
 
 __all__ = ["RequestTools", "request_tools"]
 

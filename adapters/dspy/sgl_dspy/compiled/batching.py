@@ -20,8 +20,8 @@ import dspy
 
 from sgl_core.errors import InvalidArgumentError, RequestAborted, SglError
 from sgl_core.types import PrefetchRequest
-from sgl_dspy.compiling import compiled_scope, named_predictors, plan_of
-from sgl_dspy.static_prefix import PromptReader, StaticPrefix, static_prefix
+from sgl_dspy.compiled.compiling import compiled_scope, named_predictors, plan_of
+from sgl_dspy.compiled.static_prefix import PromptReader, StaticPrefix, static_prefix
 
 __all__ = ["run_batch"]
 

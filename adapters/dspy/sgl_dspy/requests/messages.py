@@ -13,7 +13,7 @@ from sgl_core.backend import TextCodec
 from sgl_core.chat.conversation import Message, render
 from sgl_core.chat.replies import reply_key
 from sgl_core.chat.tools import ToolForm, ToolResult, ToolSet, render_call, render_results
-from sgl_dspy.failures import unsupported
+from sgl_dspy.requests.failures import unsupported
 
 __all__ = ["Conversation", "common_prefix", "conversation", "key_of"]
 

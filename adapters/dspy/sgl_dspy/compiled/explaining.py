@@ -16,12 +16,12 @@ import dspy
 from sgl_core.errors import InvalidArgumentError
 from sgl_core.language.graph import Graph
 from sgl_core.language.graph_svg import to_svg
-from sgl_dspy.compiling import compiled_scope, named_predictors, plan_of
-from sgl_dspy.fields import unplanned_fields
-from sgl_dspy.hoisting import Input, Layout, input_of
-from sgl_dspy.recorded_graph import graph_of
-from sgl_dspy.recording import RecordedCall, Recording
-from sgl_dspy.static_prefix import PromptReader, StaticPrefix, shared_len, static_prefix
+from sgl_dspy.compiled.compiling import compiled_scope, named_predictors, plan_of
+from sgl_dspy.compiled.recorded_graph import graph_of
+from sgl_dspy.compiled.recording import RecordedCall, Recording
+from sgl_dspy.compiled.static_prefix import PromptReader, StaticPrefix, shared_len, static_prefix
+from sgl_dspy.formats.fields import unplanned_fields
+from sgl_dspy.formats.hoisting import Input, Layout, input_of
 
 __all__ = ["Explanation", "PredictorReport", "explain"]
 

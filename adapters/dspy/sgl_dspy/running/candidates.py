@@ -15,8 +15,8 @@ from typing import Protocol
 from sgl_core.backend import Handle
 from sgl_core.errors import QueueFull
 from sgl_core.types import SEED_BITS, GenResult, Hints
-from sgl_dspy.flights import Flights
-from sgl_dspy.leaving import leavable, raise_if_left
+from sgl_dspy.running.flights import Flights
+from sgl_dspy.running.leaving import leavable, raise_if_left
 
 __all__ = ["Startable", "attempt", "candidate_group", "candidate_seed"]
 
