@@ -105,7 +105,8 @@ def test_an_evaluation_computes_its_demonstrations_once(run_example, engine):
     assert len(re.findall(r"^(?:positive|negative) +\w", output, re.MULTILINE)) == 8
     ((cached, total),) = cached_counts(output)
     assert cached > 0.7 * total
-    assert engine.stats().prefilled_tokens < total - cached + 32
+    headers = 8 * 8  # of the replies, computed as they are written
+    assert engine.stats().prefilled_tokens < total - cached + headers
 
 
 def test_an_optimised_program_is_saved_loaded_and_cached(run_example):
