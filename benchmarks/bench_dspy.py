@@ -46,7 +46,7 @@ LEAST_CACHED = {"judges": 0.60}
 PEERS = (LLAMA, VLLM)
 WITH_N = "n=8"
 """The program on which peers are also reached in a way that hands them ``n``."""
-ROUNDS, SLOW_ROUNDS, PATIENCE_S = 3, 2, 20.0
+ROUNDS, SLOW_ROUNDS, PATIENCE_S = 2, 1, 20.0
 POOL_TOKENS = 24_576
 """Of each engine, for all programs: room for everything, and the same on every machine."""
 _QUICK_PROGRAMS = "few-shot,n=8"
