@@ -33,12 +33,11 @@ from langchain_systems import (
     OURS,
     Baseline,
     LangChainOutcome,
-    RecordingEngine,
     engine_system,
     margin,
-    open_engine,
 )
 from langchain_workloads import UNSHARED, WORKLOADS, LangChainWorkload, build
+from recording import RecordingEngine, open_engine
 from rich.console import Console
 
 LEAST_RATIO = {"few-shot": 5.0, "judges": 5.0}
@@ -112,7 +111,7 @@ class Stage:
         self._options = options
         self._opened = ExitStack()
         with ExitStack() as opened, Console(stderr=True).status("loading"):
-            common = {"threads": options.threads, "cache_tokens": POOL_TOKENS}
+            common = {"threads": options.threads, "cache_tokens": POOL_TOKENS, "dtype": DTYPE}
             self._engine: RecordingEngine = opened.enter_context(open_engine(**common))
             self._without_cache: RecordingEngine = opened.enter_context(open_engine(**common, prefix_cache=False))
             self._baseline: Baseline | None = None
