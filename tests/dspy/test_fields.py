@@ -66,10 +66,15 @@ def test_texts_are_written_freely_up_to_the_next_header(annotation):
 def test_a_text_ends_where_a_model_recites_the_prompt():
     asked = signature(str)
     prompt = dspy.ChatAdapter().format(asked, [], {"question": "why?"})
-    recited = [stop for stop in step(str).stop if stop.startswith("\n")]  # the others are headers and empty fences
+    recited = [stop for stop in step(str).stop if stop[1].isalpha()]  # the others are headers and empty fences
     assert recited
     for stop in recited:
         assert any(stop in message["content"] for message in prompt)
+
+
+def test_no_end_of_a_text_can_stand_where_a_text_begins():
+    for stop in step(str).stop:
+        assert stop.startswith(("\n", "["))  # a text begins with neither blanks nor a header
 
 
 @pytest.mark.parametrize("annotation", [str, dspy.Reasoning, dspy.Code])

@@ -39,7 +39,7 @@ _ENDS: Final = (
     "\nRespond with the corresponding output fields",
     "\nIn adhering to this structure, your objective is",
     "\nAll interactions will be structured in the following way",
-    "```\n```\n```",
+    "\n```\n```\n```",
 )
 """Where a text ends: at the next header, also as small models misspell it, where a model begins to recite DSPy's prompt, and at
 fences with nothing in them."""
