@@ -25,9 +25,9 @@ from langchain_systems import (
     RecordingEngine,
     engine_system,
     margin,
-    most_at_once,
 )
 from langchain_workloads import UNSHARED, WORKLOADS, build
+from recording import most_at_once
 
 SCALE = 0.34
 TEMPLATE_OPENING = 16
