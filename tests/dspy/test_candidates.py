@@ -138,11 +138,29 @@ def test_a_full_queue_makes_later_candidates_wait_for_their_turn():
     assert len(SglLM(backend=fake, temperature=1.0)("Hello", n=3)) == 3
 
 
+class Crowded(FakeBackend):
+    """The second and the third request find the queue full, while the first one runs."""
+
+    def __init__(self):
+        self.refused = threading.Semaphore(0)
+        super().__init__(reply=lambda ids, params: "text", fail=self._is_full)
+
+    def _is_full(self, request):
+        place = next(place for place, other in enumerate(self.requests) if other is request)
+        if place == 0:
+            assert all(self.refused.acquire(timeout=WAIT_S) for _ in range(2))
+        return QueueFull("full") if place in (1, 2) else None
+
+    def submit(self, request):
+        handle = super().submit(request)
+        if request in self.requests[1:3]:
+            handle.add_done_callback(self.refused.release)
+        return handle
+
+
 def test_a_candidate_whose_reply_found_the_queue_full_is_asked_for_in_its_turn():
-    refused = iter([None, QueueFull("full"), QueueFull("full")])
-    fake = FakeBackend(reply=lambda ids, params: "text", fail=lambda request: next(refused, None))
     ask = dspy.Predict("question -> answer")
-    with dspy.context(lm=SglLM(backend=fake, temperature=1.0), adapter=ChatAdapter()):
+    with dspy.context(lm=SglLM(backend=Crowded(), temperature=1.0), adapter=ChatAdapter()):
         assert ask(question="Hello", config={"n": 3}).completions.answer == ["text"] * 3
 
 
